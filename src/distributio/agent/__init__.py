@@ -1,0 +1,1 @@
+"""What a lender of a machine runs."""

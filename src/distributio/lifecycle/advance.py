@@ -1,0 +1,283 @@
+"""What a job should become next: events that happen to it, and the rules that follow from them.
+
+`advance` is a tuple of small rules over one frozen value. An event function records what happened and nothing else;
+`advance` then draws every conclusion. Advancing twice is advancing once.
+"""
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from distributio.lifecycle import quorum
+from distributio.lifecycle.model import (
+    EXACT,
+    FilesState,
+    HandOver,
+    Job,
+    JobState,
+    Outcome,
+    Reason,
+    Report,
+    Task,
+    TaskState,
+    Validity,
+)
+
+Rule = Callable[[Job, float], Job]
+
+
+class NotAllowed(ValueError):
+    """The event does not fit the state the job is in."""
+
+
+# --- events -----------------------------------------------------------------------------------------------------
+
+
+def sent(job: Job, attempt: int, host_id: int, user_id: int | None, now: float) -> Job:
+    """A ready copy is leased to a host until its deadline."""
+    task = job.tasks[attempt]
+    if task.state is not TaskState.READY:
+        raise NotAllowed(f"task {attempt} of job {job.id} is {task.state}, not ready")
+    deadline_at = now + job.policy.deadline_seconds
+    leased = replace(
+        task,
+        state=TaskState.IN_PROGRESS,
+        host_id=host_id,
+        user_id=user_id,
+        sent_at=now,
+        deadline_at=deadline_at,
+    )
+    return _with_task(job, leased)
+
+
+def reported(job: Job, attempt: int, report: Report, now: float) -> Job:
+    """A host says how its copy ended. A report for what is over already changes nothing, unless it was given up
+    for lost: then it is late but welcome while the job is undecided."""
+    task = job.tasks[attempt]
+    if not _accepts_report(job, task):
+        return job
+    over = replace(
+        task,
+        state=TaskState.OVER,
+        outcome=report.outcome,
+        received_at=now,
+        exit_code=report.exit_code,
+        cause=report.cause,
+        output_digest=report.output_digest,
+        output_bytes=report.output_bytes,
+        wall_seconds=report.wall_seconds,
+        cpu_seconds=report.cpu_seconds,
+        memory_bytes=report.memory_bytes,
+    )
+    return _with_task(job, over)
+
+
+def _accepts_report(job: Job, task: Task) -> bool:
+    if task.state is TaskState.IN_PROGRESS:
+        return True
+    gave_up = task.outcome is Outcome.NO_REPLY or (task.outcome is Outcome.ABANDONED and task.host_id is not None)
+    return gave_up and not job.is_decided
+
+
+def cancelled(job: Job) -> Job:
+    """Its owner no longer wants the job. What is decided stays decided."""
+    if job.is_decided:
+        return job
+    return replace(job, reasons=job.reasons | {Reason.CANCELLED})
+
+
+def validated(job: Job, opinion: quorum.Opinion) -> Job:
+    """A validator has compared the outputs: each attempt's validity, and the canonical one if enough agree."""
+    tasks = tuple(
+        replace(task, validity=opinion.validity.get(task.attempt, task.validity))
+        if task.attempt in opinion.validity and task.is_viable
+        else task
+        for task in job.tasks
+    )
+    tasks = tuple(
+        replace(task, outcome=Outcome.INVALID_OUTPUT, validity=Validity.INVALID)
+        if task.attempt in opinion.unreadable and task.is_viable
+        else task
+        for task in tasks
+    )
+    if job.is_decided:
+        return replace(job, tasks=tasks)
+    return replace(job, tasks=tasks, canonical_attempt=opinion.canonical_attempt)
+
+
+def handed_over(job: Job) -> Job:
+    """The owner has the verdict and the canonical output."""
+    if job.hand_over is HandOver.READY:
+        return replace(job, hand_over=HandOver.DONE)
+    return job
+
+
+def files_deleted(job: Job) -> Job:
+    """What hosts sent for the job is gone from the site's working store."""
+    if job.files is FilesState.RELEASED:
+        return replace(job, files=FilesState.DELETED)
+    return job
+
+
+# --- rules, in order --------------------------------------------------------------------------------------------
+
+
+def expire_overdue_tasks(job: Job, now: float) -> Job:
+    """A task past its deadline is over, without reply."""
+    return _replace_tasks(
+        job,
+        lambda task: task.state is TaskState.IN_PROGRESS and task.deadline_at is not None and task.deadline_at <= now,
+        state=TaskState.OVER,
+        outcome=Outcome.NO_REPLY,
+        cause="deadline-passed",
+    )
+
+
+def compare_digests(job: Job, now: float) -> Job:
+    """With the exact validator, equal digests agree: decided here, in the transaction of the report."""
+    if job.policy.validator != EXACT or not quorum.wants_check(job):
+        return job
+    return validated(job, quorum.compare(job, quorum.same_digest))
+
+
+def ask_for_more_copies_when_none_agree(job: Job, now: float) -> Job:
+    """Enough outputs came back and no quorum of them agrees: one more copy than are viable is wanted."""
+    if job.is_decided:
+        return job
+    viable = [task for task in job.tasks if task.is_viable]
+    disagree = len(viable) >= job.quorum and all(task.validity is Validity.INCONCLUSIVE for task in viable)
+    if disagree and len(viable) >= job.target_tasks:
+        return replace(job, target_tasks=len(viable) + 1)
+    return job
+
+
+def give_up_when_hopeless(job: Job, now: float) -> Job:
+    """Too many failures, errors, copies, or outputs that never agree end the job."""
+    if job.is_decided:
+        return job
+    reasons = job.reasons
+    policy = job.policy
+    failures = errors = successes = in_play = 0
+    for task in job.tasks:
+        failures += task.outcome is Outcome.FAILED
+        errors += task.outcome is Outcome.ERROR or task.outcome is Outcome.INVALID_OUTPUT
+        successes += task.is_viable
+        in_play += task.is_viable or task.state is not TaskState.OVER
+    if failures > policy.max_failures:
+        reasons |= {Reason.TOO_MANY_FAILURES}
+    if errors > policy.max_errors:
+        reasons |= {Reason.TOO_MANY_ERRORS}
+    if successes > policy.max_successes:
+        reasons |= {Reason.TOO_MANY_SUCCESSES}
+    # Copies still in play may decide the job; only when they cannot be enough is the last copy used up.
+    if in_play < job.quorum and len(job.tasks) >= policy.max_tasks:
+        reasons |= {Reason.TOO_MANY_TASKS}
+    all_back = all(task.state is TaskState.OVER for task in job.tasks)
+    if all_back and in_play < job.target_tasks and len(job.tasks) >= policy.max_tasks and not quorum.wants_check(job):
+        reasons |= {Reason.TOO_MANY_TASKS}
+    return replace(job, reasons=reasons) if reasons != job.reasons else job
+
+
+def withdraw_what_is_not_needed(job: Job, now: float) -> Job:
+    """A decided job sends nothing more, and its twins on hosts are no longer wanted."""
+    if not job.is_decided:
+        return job
+    return _replace_tasks(
+        job,
+        lambda task: task.state is not TaskState.OVER,
+        state=TaskState.OVER,
+        outcome=Outcome.NOT_NEEDED,
+    )
+
+
+def settle_unchecked_tasks(job: Job, now: float) -> Job:
+    """After a failed job no output will be compared; after a done one every straggler is compared with the canonical
+    output, or is too late once that is gone."""
+    if job.reasons:
+        return _replace_tasks(
+            job,
+            lambda task: task.is_viable and task.validity is not Validity.VALID,
+            validity=Validity.NOT_CHECKED,
+        )
+    if job.canonical_attempt is not None and job.files is not FilesState.KEPT:
+        return _replace_tasks(
+            job,
+            lambda task: task.is_viable and task.validity is not Validity.VALID,
+            validity=Validity.TOO_LATE,
+        )
+    return job
+
+
+def create_missing_tasks(job: Job, now: float) -> Job:
+    """Enough copies are in play until one is canonical."""
+    if job.is_decided:
+        return job
+    in_play = sum(1 for task in job.tasks if task.is_viable or task.state is not TaskState.OVER)
+    missing = min(job.target_tasks - in_play, job.policy.max_tasks - len(job.tasks))
+    if missing <= 0:
+        return job
+    first = len(job.tasks)
+    return replace(job, tasks=job.tasks + tuple(Task(attempt=first + n) for n in range(missing)))
+
+
+def hand_over_when_settled(job: Job, now: float) -> Job:
+    """A decided job is ready to be handed over, once."""
+    if job.is_decided and job.hand_over is HandOver.NOT_READY:
+        return replace(job, hand_over=HandOver.READY, decided_at=now)
+    return job
+
+
+def release_files(job: Job, now: float) -> Job:
+    """Outputs are kept until the job is handed over and nothing waits to be compared with them."""
+    if job.hand_over is HandOver.DONE and job.files is FilesState.KEPT and not quorum.wants_check(job):
+        return replace(job, files=FilesState.RELEASED)
+    return job
+
+
+def name_the_state(job: Job, now: float) -> Job:
+    """One word for people."""
+    if job.canonical_attempt is not None:
+        state = JobState.DONE
+    elif Reason.CANCELLED in job.reasons:
+        state = JobState.CANCELLED
+    elif job.reasons:
+        state = JobState.FAILED
+    elif quorum.wants_check(job):
+        state = JobState.CHECKING
+    elif any(task.state is TaskState.IN_PROGRESS for task in job.tasks):
+        state = JobState.RUNNING
+    else:
+        state = JobState.WAITING
+    return job if state is job.state else replace(job, state=state)
+
+
+RULES: tuple[Rule, ...] = (
+    expire_overdue_tasks,
+    compare_digests,
+    ask_for_more_copies_when_none_agree,
+    give_up_when_hopeless,
+    withdraw_what_is_not_needed,
+    settle_unchecked_tasks,
+    create_missing_tasks,
+    hand_over_when_settled,
+    release_files,
+    name_the_state,
+)
+
+
+def advance(job: Job, now: float) -> Job:
+    """Return the job as it should be at `now`."""
+    for rule in RULES:
+        job = rule(job, now)
+    return job
+
+
+def _with_task(job: Job, task: Task) -> Job:
+    tasks = job.tasks
+    return replace(job, tasks=(*tasks[: task.attempt], task, *tasks[task.attempt + 1 :]))
+
+
+def _replace_tasks(job: Job, wanted: Callable[[Task], bool], **fields: object) -> Job:
+    if not any(map(wanted, job.tasks)):
+        return job
+    return replace(job, tasks=tuple(replace(task, **fields) if wanted(task) else task for task in job.tasks))

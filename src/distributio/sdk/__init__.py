@@ -1,0 +1,1 @@
+"""Submit work and follow it, from Python."""

@@ -1,0 +1,1 @@
+"""Loops around one function each; they meet only in the database."""

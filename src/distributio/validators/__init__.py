@@ -1,0 +1,1 @@
+"""Which outputs agree: plug-ins that can also be called on a laptop."""

@@ -1,0 +1,1 @@
+"""How it is said: bytes to values and back, with no IO."""
