@@ -1,0 +1,111 @@
+"""Which ready tasks to offer a host that asks, and why the others are not for it.
+
+Tasks that ask the same of a host stand in one queue (`Shape`), so a host is matched against a few shapes and never against
+a million tasks. Each refusal has a reason code from lifecycle/explain.py, counted as the matcher runs.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from msgspec import Struct
+
+from distributio.lifecycle.model import Outcome
+
+ERROR_REST_SECONDS = 20.0  # how long a host that just failed a job for its own reasons is not offered that job again
+
+
+class Shape(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the tasks of one queue ask of a host. Sizes in bytes."""
+
+    runner: str = "container"
+    platforms: tuple[str, ...] = ()  # any of these; empty: any
+    cpus: float = 1.0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    gpus: int = 0
+    network: bool = False
+
+
+class Offer(Struct, frozen=True, kw_only=True):
+    """What a host is and lends (first block), and what of it is free now (second)."""
+
+    platform: str
+    runners: tuple[str, ...]
+    cpus: float
+    memory_bytes: int
+    disk_bytes: int
+    gpus: int
+    network_allowed: bool
+
+    free_cpus: float
+    free_memory_bytes: int
+    free_disk_bytes: int
+    free_gpus: int
+    free_tasks: int
+
+
+def never_fits(shape: Shape, offer: Offer) -> str | None:
+    """Why this host could never run such tasks, or None if it could."""
+    if shape.runner not in offer.runners:
+        return "host-runner"
+    if shape.platforms and offer.platform not in shape.platforms:
+        return "host-platform"
+    if shape.gpus > offer.gpus:
+        return "host-gpus"
+    if shape.cpus > offer.cpus:
+        return "host-cpus"
+    if shape.memory_bytes > offer.memory_bytes:
+        return "host-memory"
+    if shape.disk_bytes > offer.disk_bytes:
+        return "host-disk"
+    if shape.network and not offer.network_allowed:
+        return "host-network"
+    return None
+
+
+def fits_now(shape: Shape, offer: Offer) -> int:
+    """How many such tasks the host has room for now."""
+    room = float(offer.free_tasks)
+    if shape.cpus:
+        room = min(room, offer.free_cpus / shape.cpus + 1e-9)
+    if shape.memory_bytes:
+        room = min(room, offer.free_memory_bytes / shape.memory_bytes)
+    if shape.disk_bytes:
+        room = min(room, offer.free_disk_bytes / shape.disk_bytes)
+    if shape.gpus:
+        room = min(room, offer.free_gpus / shape.gpus)
+    return max(0, int(room))
+
+
+class Held(Struct, frozen=True, kw_only=True):
+    """A copy of the same job that some host has or had."""
+
+    host_id: int
+    user_id: int | None
+    outcome: str
+    received_at: float | None
+
+
+def may_have(twins: Iterable[Held], host_id: int, user_id: int | None, quorum: int, now: float) -> str | None:
+    """Why a host may not have another copy of a job, or None. Copies that will be compared go to different owners, so that
+    nobody agrees with himself; a host that just failed it for its own reasons rests first."""
+    for twin in twins:
+        if twin.host_id == host_id and twin.outcome == Outcome.ERROR and (twin.received_at or 0) + ERROR_REST_SECONDS > now:
+            return "host-just-failed"
+        if quorum > 1 and (twin.host_id == host_id or (user_id is not None and twin.user_id == user_id)):
+            return "same-owner"
+    return None
+
+
+class Waiting(Struct, frozen=True, kw_only=True):
+    """A queue with ready tasks, and what its project has used of late over its weight."""
+
+    queue_id: int
+    project_id: int
+    shape: Shape
+    ready: int
+    share: float
+
+
+def in_turn(queues: Iterable[Waiting]) -> Iterator[Waiting]:
+    """The order in which queues are served: projects that had least lately come first."""
+    return iter(sorted(queues, key=lambda queue: (queue.share, queue.queue_id)))

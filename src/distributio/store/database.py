@@ -1,0 +1,347 @@
+"""How statements reach SQLite or PostgreSQL, and how many rows go in one of them.
+
+SQLAlchemy describes the tables, pools the connections and, through Alembic, brings the tables up to date. Statements go to
+the driver as they are written, `:name` for a value and `IN (:names...)` for a list, since a ledger turn is a handful of
+statements over many rows and what an abstraction adds to each is most of their cost.
+"""
+
+import functools
+import json
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import sqlalchemy
+from sqlalchemy import BigInteger, Boolean, Float, Integer, LargeBinary, Text
+
+from distributio.store import schema
+
+Row = tuple[Any, ...]
+
+_LIST = re.compile(r"IN \(:(\w+)\.\.\.\)")
+_VALUE = re.compile(r"(?<![:\w]):(\w+)")
+_ARRAY_TYPES: dict[type, str] = {
+    BigInteger: "bigint[]",
+    Integer: "integer[]",
+    Float: "double precision[]",
+    Text: "text[]",
+    Boolean: "boolean[]",
+    LargeBinary: "bytea[]",
+}
+SQLITE_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",  # NORMAL would lose answered requests with the power
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA busy_timeout = 30000",
+    "PRAGMA cache_size = -65536",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA mmap_size = 268435456",
+    "PRAGMA wal_autocheckpoint = 4000",
+)
+
+
+class StoreError(Exception):
+    """The store could not do what was asked."""
+
+
+class DatabaseUnavailable(StoreError):
+    """The database does not answer; what was asked has not been done and may be asked again."""
+
+
+class DatabaseFull(StoreError):
+    """The disk under the database is full; nothing was lost, but nothing more fits until there is room."""
+
+
+@functools.lru_cache(maxsize=512)
+def _for_sqlite(sql: str) -> str:
+    return _LIST.sub(r"IN (SELECT value FROM json_each(:\1))", sql)
+
+
+@functools.lru_cache(maxsize=512)
+def _for_postgresql(sql: str) -> str:
+    return _VALUE.sub(r"%(\1)s", _LIST.sub(r"= ANY(:\1)", sql.replace("%", "%%")))
+
+
+@functools.lru_cache(maxsize=128)
+def _update_statement(table: str, key: str, columns: tuple[str, ...], postgresql: bool) -> str:
+    if not postgresql:
+        changes = ", ".join(f"{column} = ?" for column in columns)
+        return f"UPDATE {table} SET {changes} WHERE {key} = ?"
+    names = (*columns, key)
+    changes = ", ".join(f"{column} = v.{column}" for column in columns)
+    arrays = ", ".join(f"%s::{_array_type(table, name)}" for name in names)
+    return f"UPDATE {table} SET {changes} FROM unnest({arrays}) AS v({', '.join(names)}) WHERE {table}.{key} = v.{key}"
+
+
+@functools.lru_cache(maxsize=128)
+def _add_statement(table: str, key: str, columns: tuple[str, ...], postgresql: bool) -> str:
+    if not postgresql:
+        changes = ", ".join(f"{column} = {column} + ?" for column in columns)
+        return f"UPDATE {table} SET {changes} WHERE {key} = ?"
+    names = (*columns, key)
+    changes = ", ".join(f"{column} = {table}.{column} + v.{column}" for column in columns)
+    arrays = ", ".join(f"%s::{_array_type(table, name)}" for name in names)
+    return f"UPDATE {table} SET {changes} FROM unnest({arrays}) AS v({', '.join(names)}) WHERE {table}.{key} = v.{key}"
+
+
+@functools.lru_cache(maxsize=128)
+def _insert_statement(table: str, columns: tuple[str, ...], conflict: str, postgresql: bool) -> str:
+    names = ", ".join(columns)
+    if not postgresql:
+        marks = ", ".join("?" * len(columns))
+        return f"INSERT INTO {table} ({names}) VALUES ({marks}) {conflict}"
+    arrays = ", ".join(f"%s::{_array_type(table, name)}" for name in columns)
+    return f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays}) {conflict}"
+
+
+def _array_type(table: str, column: str) -> str:
+    kind = schema.metadata.tables[table].c[column].type
+    for base, name in _ARRAY_TYPES.items():
+        if type(kind) is base:
+            return name
+    raise StoreError(f"{table}.{column}: no array type for {kind!r}")
+
+
+class Transaction:
+    """Statements that happen together or not at all."""
+
+    def __init__(self, connection: Any, *, postgresql: bool) -> None:
+        self._connection = connection
+        self._cursor = connection.cursor()
+        self.is_postgresql = postgresql
+        self._translate = _for_postgresql if postgresql else _for_sqlite
+
+    def rows(self, sql: str, /, **values: Any) -> list[Row]:
+        """The answer's rows, as tuples."""
+        self._execute(sql, values)
+        found: list[Row] = self._cursor.fetchall()
+        return found
+
+    def one(self, sql: str, /, **values: Any) -> Row | None:
+        """The answer's first row, if it has one."""
+        self._execute(sql, values)
+        found: Row | None = self._cursor.fetchone()
+        return found
+
+    def run(self, sql: str, /, **values: Any) -> int:
+        """Carry it out; return how many rows it touched."""
+        self._execute(sql, values)
+        return int(self._cursor.rowcount)
+
+    def insert(self, table: str, /, **values: Any) -> int:
+        """Insert one row into a table with an `id`; return its number."""
+        names = ", ".join(values)
+        marks = ", ".join(f":{name}" for name in values)
+        row = self.one(f"INSERT INTO {table} ({names}) VALUES ({marks}) RETURNING id", **values)
+        assert row is not None
+        return int(row[0])
+
+    def insert_many(self, table: str, columns: tuple[str, ...], rows: Sequence[Row], conflict: str = "") -> None:
+        """Insert rows; `conflict` is an ON CONFLICT clause, the same in both dialects."""
+        if rows:
+            self._many(_insert_statement(table, columns, conflict, self.is_postgresql), rows)
+
+    def update_many(self, table: str, key: str, columns: tuple[str, ...], rows: Sequence[Row]) -> None:
+        """Set `columns` where `key` is a row's last value. Keys must not repeat."""
+        if rows:
+            self._many(_update_statement(table, key, columns, self.is_postgresql), rows)
+
+    def add_many(self, table: str, key: str, columns: tuple[str, ...], rows: Sequence[Row]) -> None:
+        """Add to `columns` where `key` is a row's last value, in the keys' order so that writers never cross."""
+        if rows:
+            self._many(
+                _add_statement(table, key, columns, self.is_postgresql), sorted(rows, key=lambda row: row[-1])
+            )
+
+    def lock(self) -> str:
+        """What to end a SELECT with so that its rows cannot change before this transaction ends."""
+        return "FOR UPDATE" if self.is_postgresql else ""
+
+    @contextmanager
+    def pipeline(self) -> Iterator[None]:
+        """Send the statements within without waiting for each one's answer, where the database can."""
+        if not self.is_postgresql:
+            yield
+            return
+        with self._connection.pipeline():
+            yield
+
+    def _execute(self, sql: str, values: dict[str, Any]) -> None:
+        if not self.is_postgresql:
+            values = {
+                name: json.dumps(value) if isinstance(value, list) else value for name, value in values.items()
+            }
+        self._cursor.execute(self._translate(sql), values)
+
+    def _many(self, statement: str, rows: Sequence[Row]) -> None:
+        if self.is_postgresql:
+            self._cursor.execute(statement, [list(column) for column in zip(*rows, strict=True)])
+        else:
+            self._cursor.executemany(statement, rows)
+
+
+class Database:
+    """One site's database. `url` is sqlite:///PATH or postgresql://..."""
+
+    def __init__(self, url: str, *, connections: int = 8) -> None:
+        self.is_postgresql = url.startswith(("postgresql://", "postgres://"))
+        self.url = url
+        if self.is_postgresql:
+            target = "postgresql+psycopg://" + url.split("://", 1)[1]
+            self._engine = sqlalchemy.create_engine(
+                target, pool_size=connections, max_overflow=8, pool_pre_ping=True, pool_recycle=1800
+            )
+        elif url.startswith("sqlite:///"):
+            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            self._engine = sqlalchemy.create_engine(
+                url,
+                pool_size=connections,
+                max_overflow=8,
+                connect_args={"check_same_thread": False, "isolation_level": None, "cached_statements": 512},
+            )
+            sqlalchemy.event.listen(self._engine, "connect", _prepare_sqlite)
+        else:
+            raise StoreError(f"{url!r} names no database: use sqlite:///PATH or postgresql://USER@HOST/NAME")
+        # SQLite has one writer: waiting for each other here is fairer and faster than its busy loop.
+        self._writer: Any = None if self.is_postgresql else threading.RLock()
+
+    @contextmanager
+    def begin(self) -> Iterator[Transaction]:
+        """A transaction that may write: committed at the end, rolled back if anything is raised."""
+        if self._writer is None:
+            with self._transaction("BEGIN") as transaction:
+                yield transaction
+            return
+        with self._writer, self._transaction("BEGIN IMMEDIATE") as transaction:
+            yield transaction
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """A transaction that only reads, beside any writer."""
+        with self._transaction("BEGIN") as transaction:
+            yield transaction
+
+    @contextmanager
+    def _transaction(self, start: str) -> Iterator[Transaction]:
+        try:
+            connection = self._engine.raw_connection()
+        except (sqlalchemy.exc.OperationalError, psycopg.OperationalError) as error:
+            raise DatabaseUnavailable(f"the database does not answer: {error.orig or error}") from error
+        driver = connection.driver_connection
+        assert driver is not None
+        try:
+            if not self.is_postgresql:
+                driver.execute(start)
+            yield Transaction(driver, postgresql=self.is_postgresql)
+            driver.commit()
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            if isinstance(error, psycopg.errors.DiskFull):
+                raise DatabaseFull(str(error)) from error
+            if driver.closed or driver.broken:
+                connection.invalidate()
+                raise DatabaseUnavailable(f"the database went away: {error}") from error
+            driver.rollback()
+            raise
+        except sqlite3.OperationalError as error:
+            _roll_back(driver)
+            if "full" in str(error) or "disk I/O" in str(error):
+                raise DatabaseFull(f"the disk under {self.url.removeprefix('sqlite:///')} is full: {error}") from error
+            raise
+        except BaseException:
+            _roll_back(driver)
+            raise
+        finally:
+            connection.close()
+
+    @contextmanager
+    def leadership(self, name: str) -> Iterator[bool]:
+        """Whether this process is the one to do `name` now: of several on PostgreSQL, one is; on SQLite, always."""
+        if not self.is_postgresql:
+            yield True
+            return
+        connection = self._engine.raw_connection()
+        cursor = connection.cursor()
+        number = int.from_bytes(name.encode()[:7].ljust(7, b"\0"), "big")
+        try:
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", (number,))
+            row = cursor.fetchone()
+            held = bool(row and row[0])
+            connection.commit()
+            try:
+                yield held
+            finally:
+                if held:
+                    cursor.execute("SELECT pg_advisory_unlock(%s)", (number,))
+                    connection.commit()
+        finally:
+            connection.close()
+
+    def reserve(self, name: str, count: int) -> int:
+        """The first of `count` numbers that nobody else will use, in a transaction of its own. Gaps are harmless."""
+        with self.begin() as transaction:
+            row = transaction.one(
+                "INSERT INTO counters (name, next) VALUES (:name, :after) "
+                "ON CONFLICT (name) DO UPDATE SET next = counters.next + :count RETURNING next",
+                name=name,
+                after=1 + count,
+                count=count,
+            )
+        assert row is not None
+        return int(row[0]) - count
+
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the tables up to date (or to `revision`); nothing happens when they are."""
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self._engine.connect() as connection:
+            config.attributes["connection"] = connection
+            if revision == "head":
+                command.upgrade(config, revision)
+            else:
+                command.downgrade(config, revision)
+
+    def revision(self) -> str | None:
+        """The migration the tables are at."""
+        from alembic.runtime.migration import MigrationContext
+
+        with self._engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
+    @property
+    def engine(self) -> sqlalchemy.Engine:
+        """For the tests of the tables themselves."""
+        return self._engine
+
+    def size_bytes(self) -> int:
+        """How much disk the database takes."""
+        with self.read() as transaction:
+            if self.is_postgresql:
+                row = transaction.one("SELECT pg_database_size(current_database())")
+            else:
+                row = transaction.one("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
+        return int(row[0]) if row else 0
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+
+def _roll_back(driver: Any) -> None:
+    try:
+        driver.rollback()
+    except (sqlite3.Error, psycopg.Error):
+        # The connection is lost, and with it the transaction: the first error is the one to tell.
+        return
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    for pragma in SQLITE_PRAGMAS:
+        connection.execute(pragma)

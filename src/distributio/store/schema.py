@@ -1,0 +1,314 @@
+"""The tables: what the site remembers, column by column.
+
+States are words. JSON columns hold what is read whole and never searched. Instants are seconds since 1970, UTC. Every
+batch, image and file belongs to a project from the first table on. Hot tables (jobs, tasks, queues) carry only what a
+decision needs; partial indexes keep every search as long as its answer, whatever has finished before.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite gives only an INTEGER primary key its fast row number; PostgreSQL needs the wide type.
+Id = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _id() -> Column[int]:
+    return Column("id", Id, primary_key=True)
+
+
+def _ref(name: str, table: str, *, nullable: bool = False) -> Column[int]:
+    return Column(name, Id, ForeignKey(f"{table}.id", ondelete="CASCADE"), nullable=nullable)
+
+
+def _word(name: str, default: str) -> Column[str]:
+    return Column(name, Text, nullable=False, server_default=default)
+
+
+def _count(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default="0")
+
+
+# What the site knows of itself: its name, its keys' public halves, when it was made.
+site = Table("site", metadata, Column("key", Text, primary_key=True), Column("value", Text, nullable=False))
+
+users = Table(
+    "users",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("email", Text, unique=True),
+    Column("password_hash", Text),
+    Column("is_operator", Boolean, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+projects = Table(
+    "projects",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("enabled", Boolean, nullable=False),
+    Column("weight", Float, nullable=False, server_default="1"),  # its share among projects that wait
+    Column("share_used", Float, nullable=False, server_default="0"),  # core-seconds sent, decayed to share_at
+    Column("share_at", Float, nullable=False, server_default="0"),
+    Column("created_at", Float, nullable=False),
+)
+
+memberships = Table(
+    "memberships",
+    metadata,
+    Column("user_id", Id, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("project_id", Id, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True),
+    Column("role", Text, nullable=False),  # reader, member, manager
+)
+
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("project_id", Id, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True),
+    Column("resource", Text, primary_key=True),
+    Column("most", BigInteger, nullable=False),
+)
+
+usages = Table(
+    "usages",
+    metadata,
+    Column("project_id", Id, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True),
+    Column("resource", Text, primary_key=True),
+    Column("used", BigInteger, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    _id(),
+    _ref("user_id", "users"),
+    _ref("project_id", "projects", nullable=True),
+    Column("name", Text, nullable=False),
+    Column("hash", Text, nullable=False, unique=True),  # of the secret: SHA-256, as it has 256 random bits
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+)
+
+hosts = Table(
+    "hosts",
+    metadata,
+    _id(),
+    Column("public_id", Text, nullable=False, unique=True),
+    _ref("user_id", "users"),
+    Column("name", Text, nullable=False),
+    Column("key_hash", Text, nullable=False),
+    Column("facts", Text, nullable=False),  # wire.native.HostFacts
+    _word("state", "active"),  # active, suspended, detached
+    Column("created_at", Float, nullable=False),
+    Column("last_seen_at", Float, nullable=False),
+    _count("tasks_done"),
+    _count("tasks_failed"),
+    Index(None, "user_id"),
+)
+
+project_files = Table(
+    "project_files",
+    metadata,
+    Column("project_id", Id, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Index(None, "digest"),
+)
+
+images = Table(
+    "images",
+    metadata,
+    _id(),
+    _ref("project_id", "projects"),
+    Column("reference", Text, nullable=False),
+    Column("digest", Text, nullable=False),  # of the index, or of the only manifest
+    Column("platforms", Text, nullable=False),  # {"linux/amd64": manifest digest}
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("project_id", "reference", "digest"),
+)
+
+image_blobs = Table(
+    "image_blobs",
+    metadata,
+    Column("image_id", Id, ForeignKey("images.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Index(None, "digest"),
+)
+
+# All ready tasks of one project that ask the same of a host stand in one queue.
+queues = Table(
+    "queues",
+    metadata,
+    _id(),
+    _ref("project_id", "projects"),
+    Column("shape", Text, nullable=False),  # lifecycle.dispatch.Shape
+    _count("ready"),
+    UniqueConstraint("project_id", "shape"),
+    Index("ix_queues_ready", "id", sqlite_where=text("ready > 0"), postgresql_where=text("ready > 0")),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    _id(),
+    _ref("project_id", "projects"),
+    _ref("user_id", "users"),
+    _ref("queue_id", "queues"),
+    _ref("image_id", "images", nullable=True),
+    Column("name", Text, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("spec", Text, nullable=False),  # wire.native.Spec
+    Column("policy", Text, nullable=False),  # lifecycle.model.Policy
+    Column("priority", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("ended_at", Float),
+    _count("job_count"),
+    _count("waiting"),
+    _count("running"),
+    _count("checking"),
+    _count("done"),
+    _count("failed"),
+    _count("cancelled"),
+    Column("idempotency_key", Text),
+    Column("request_digest", Text, nullable=False),
+    UniqueConstraint("project_id", "idempotency_key"),
+    Index(None, "project_id", "id"),
+    Index(None, "image_id"),
+)
+
+batch_files = Table(
+    "batch_files",
+    metadata,
+    Column("batch_id", Id, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Index(None, "digest"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    _id(),
+    _ref("batch_id", "batches"),
+    Column("position", Integer, nullable=False),  # in its batch, from 1
+    Column("state", Text, nullable=False),
+    Column("quorum", Integer, nullable=False),
+    Column("target_tasks", Integer, nullable=False),
+    Column("reasons", Text, nullable=False),  # words, with a blank between them
+    Column("canonical_attempt", Integer),
+    Column("hand_over", Text, nullable=False),
+    Column("files", Text, nullable=False),
+    Column("decided_at", Float),
+    Column("choice", Text),  # wire.native.JobChoice, where the job differs from the batch's others
+    UniqueConstraint("batch_id", "position"),
+    Index(
+        "ix_jobs_hand_over",
+        "id",
+        sqlite_where=text("hand_over = 'ready'"),
+        postgresql_where=text("hand_over = 'ready'"),
+    ),
+    Index("ix_jobs_released", "id", sqlite_where=text("files = 'released'"), postgresql_where=text("files = 'released'")),
+    Index("ix_jobs_checking", "id", sqlite_where=text("state = 'checking'"), postgresql_where=text("state = 'checking'")),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    _id(),
+    _ref("job_id", "jobs"),
+    Column("attempt", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("validity", Text, nullable=False),
+    Column("queue_id", Id, nullable=False),
+    Column("rank", Integer, nullable=False),  # minus the priority: lowest first
+    Column("host_id", Id),
+    Column("user_id", Id),
+    Column("sent_at", Float),
+    Column("deadline_at", Float),
+    Column("received_at", Float),
+    Column("exit_code", Integer),
+    Column("cause", Text),
+    Column("output_digest", Text),
+    Column("output_bytes", BigInteger),
+    Column("wall_seconds", Float),
+    Column("cpu_seconds", Float),
+    Column("memory_bytes", BigInteger),
+    Index("ix_tasks_job", "job_id"),
+    Index(
+        "ix_tasks_ready",
+        "queue_id",
+        "rank",
+        "id",
+        sqlite_where=text("state = 'ready'"),
+        postgresql_where=text("state = 'ready'"),
+    ),
+    Index(
+        "ix_tasks_deadline",
+        "deadline_at",
+        sqlite_where=text("state = 'in_progress'"),
+        postgresql_where=text("state = 'in_progress'"),
+    ),
+    Index(
+        "ix_tasks_host",
+        "host_id",
+        sqlite_where=text("state = 'in_progress'"),
+        postgresql_where=text("state = 'in_progress'"),
+    ),
+)
+
+# What a host said last of a task it holds.
+progress = Table(
+    "progress",
+    metadata,
+    Column("task_id", Id, primary_key=True, autoincrement=False),
+    Column("phase", Text, nullable=False),
+    Column("fraction", Float),
+    Column("at", Float, nullable=False),
+)
+
+# Results tars small enough to travel inside a report stay here until they are handed over: durable with the commit itself.
+outputs = Table(
+    "outputs",
+    metadata,
+    Column("task_id", Id, primary_key=True, autoincrement=False),
+    Column("bytes", LargeBinary, nullable=False),
+)
+
+logs = Table(
+    "logs",
+    metadata,
+    Column("task_id", Id, primary_key=True, autoincrement=False),
+    Column("start", BigInteger, primary_key=True, autoincrement=False),  # offset of the first byte in the task's log
+    Column("bytes", LargeBinary, nullable=False),
+)
+
+# Ranges of numbers for rows that are made many at a time.
+counters = Table(
+    "counters", metadata, Column("name", Text, primary_key=True), Column("next", BigInteger, nullable=False)
+)
