@@ -26,6 +26,9 @@ from distributio.lifecycle.model import (
 Rule = Callable[[Job, float], Job]
 
 
+REPORTABLE = frozenset({Outcome.SUCCESS, Outcome.FAILED, Outcome.ERROR, Outcome.ABANDONED})
+
+
 class NotAllowed(ValueError):
     """The event does not fit the state the job is in."""
 
@@ -36,6 +39,8 @@ class NotAllowed(ValueError):
 def sent(job: Job, attempt: int, host_id: int, user_id: int | None, now: float) -> Job:
     """A ready copy is leased to a host until its deadline."""
     task = job.tasks[attempt]
+    if job.is_decided:
+        raise NotAllowed(f"job {job.id} is decided: nothing more of it is sent")
     if task.state is not TaskState.READY:
         raise NotAllowed(f"task {attempt} of job {job.id} is {task.state}, not ready")
     deadline_at = now + job.policy.deadline_seconds
@@ -53,6 +58,8 @@ def sent(job: Job, attempt: int, host_id: int, user_id: int | None, now: float) 
 def reported(job: Job, attempt: int, report: Report, now: float) -> Job:
     """A host says how its copy ended. A report for what is over already changes nothing, unless it was given up
     for lost: then it is late but welcome while the job is undecided."""
+    if report.outcome not in REPORTABLE:
+        raise NotAllowed(f"a host cannot report {report.outcome}; it reports one of {', '.join(sorted(REPORTABLE))}")
     task = job.tasks[attempt]
     if not _accepts_report(job, task):
         return job
@@ -87,22 +94,25 @@ def cancelled(job: Job) -> Job:
 
 
 def validated(job: Job, opinion: quorum.Opinion) -> Job:
-    """A validator has compared the outputs: each attempt's validity, and the canonical one if enough agree."""
-    tasks = tuple(
-        replace(task, validity=opinion.validity.get(task.attempt, task.validity))
-        if task.attempt in opinion.validity and task.is_viable
-        else task
-        for task in job.tasks
-    )
-    tasks = tuple(
-        replace(task, outcome=Outcome.INVALID_OUTPUT, validity=Validity.INVALID)
-        if task.attempt in opinion.unreadable and task.is_viable
-        else task
-        for task in tasks
-    )
-    if job.is_decided:
-        return replace(job, tasks=tasks)
-    return replace(job, tasks=tasks, canonical_attempt=opinion.canonical_attempt)
+    """A validator has compared the outputs: each attempt's validity, and the canonical one if enough agree. An opinion
+    that no longer fits, because the job moved on while the validator was thinking, changes nothing."""
+    if job.reasons:
+        return job
+    judged = replace(job, tasks=tuple([_judged(task, opinion) for task in job.tasks]))
+    if job.canonical_attempt is not None:
+        return judged if opinion.canonical_attempt == job.canonical_attempt else job
+    if not quorum.is_sound(judged, opinion.canonical_attempt):
+        return job
+    return replace(judged, canonical_attempt=opinion.canonical_attempt)
+
+
+def _judged(task: Task, opinion: quorum.Opinion) -> Task:
+    if not task.is_viable or task.validity is Validity.VALID:
+        return task
+    if task.attempt in opinion.unreadable:
+        return replace(task, outcome=Outcome.INVALID_OUTPUT, validity=Validity.INVALID)
+    validity = opinion.validity.get(task.attempt, task.validity)
+    return task if validity is task.validity else replace(task, validity=validity)
 
 
 def handed_over(job: Job) -> Job:
@@ -152,30 +162,34 @@ def ask_for_more_copies_when_none_agree(job: Job, now: float) -> Job:
 
 
 def give_up_when_hopeless(job: Job, now: float) -> Job:
-    """Too many failures, errors, copies, or outputs that never agree end the job."""
-    if job.is_decided:
+    """Too many failures, errors or copies, or outputs that never agree, end the job; not while a quorum of outputs
+    waits to be compared, for that may yet decide it."""
+    if job.is_decided or quorum.wants_check(job):
         return job
-    reasons = job.reasons
     policy = job.policy
-    failures = errors = successes = in_play = 0
+    failures = errors = successes = awaited = 0
     for task in job.tasks:
-        failures += task.outcome is Outcome.FAILED
-        errors += task.outcome is Outcome.ERROR or task.outcome is Outcome.INVALID_OUTPUT
-        successes += task.is_viable
-        in_play += task.is_viable or task.state is not TaskState.OVER
+        if task.state is not TaskState.OVER:
+            awaited += 1
+        elif task.is_viable:
+            successes += 1
+        elif task.outcome is Outcome.FAILED:
+            failures += 1
+        elif task.outcome is Outcome.ERROR or task.outcome is Outcome.INVALID_OUTPUT:
+            errors += 1
+    room = policy.max_tasks - len(job.tasks)
+    reasons: set[Reason] = set()
     if failures > policy.max_failures:
-        reasons |= {Reason.TOO_MANY_FAILURES}
+        reasons.add(Reason.TOO_MANY_FAILURES)
     if errors > policy.max_errors:
-        reasons |= {Reason.TOO_MANY_ERRORS}
+        reasons.add(Reason.TOO_MANY_ERRORS)
     if successes > policy.max_successes:
-        reasons |= {Reason.TOO_MANY_SUCCESSES}
-    # Copies still in play may decide the job; only when they cannot be enough is the last copy used up.
-    if in_play < job.quorum and len(job.tasks) >= policy.max_tasks:
-        reasons |= {Reason.TOO_MANY_TASKS}
-    all_back = all(task.state is TaskState.OVER for task in job.tasks)
-    if all_back and in_play < job.target_tasks and len(job.tasks) >= policy.max_tasks and not quorum.wants_check(job):
-        reasons |= {Reason.TOO_MANY_TASKS}
-    return replace(job, reasons=reasons) if reasons != job.reasons else job
+        reasons.add(Reason.TOO_MANY_SUCCESSES)
+    # Copies in play may decide the job, so a last copy used up is the end only when those left cannot be enough,
+    # or have all been compared.
+    if successes + awaited + room < job.quorum or (awaited == 0 and room <= 0):
+        reasons.add(Reason.TOO_MANY_TASKS)
+    return replace(job, reasons=frozenset(reasons)) if reasons else job
 
 
 def withdraw_what_is_not_needed(job: Job, now: float) -> Job:
@@ -191,33 +205,25 @@ def withdraw_what_is_not_needed(job: Job, now: float) -> Job:
 
 
 def settle_unchecked_tasks(job: Job, now: float) -> Job:
-    """After a failed job no output will be compared; after a done one every straggler is compared with the canonical
-    output, or is too late once that is gone."""
-    if job.reasons:
-        return _replace_tasks(
-            job,
-            lambda task: task.is_viable and task.validity is not Validity.VALID,
-            validity=Validity.NOT_CHECKED,
-        )
-    if job.canonical_attempt is not None and job.files is not FilesState.KEPT:
-        return _replace_tasks(
-            job,
-            lambda task: task.is_viable and task.validity is not Validity.VALID,
-            validity=Validity.TOO_LATE,
-        )
-    return job
+    """After a failed job no output will be compared."""
+    if not job.reasons:
+        return job
+    return _replace_tasks(job, lambda task: task.is_viable, validity=Validity.NOT_CHECKED)
 
 
 def create_missing_tasks(job: Job, now: float) -> Job:
-    """Enough copies are in play until one is canonical."""
-    if job.is_decided:
+    """Enough copies are in play until one is canonical; none is added while outputs wait to be compared."""
+    room = job.policy.max_tasks - len(job.tasks)
+    if job.is_decided or room <= 0 or quorum.wants_check(job):
         return job
-    in_play = sum(1 for task in job.tasks if task.is_viable or task.state is not TaskState.OVER)
-    missing = min(job.target_tasks - in_play, job.policy.max_tasks - len(job.tasks))
+    missing = max(job.target_tasks, job.quorum)
+    for task in job.tasks:
+        missing -= task.state is not TaskState.OVER or task.is_viable
     if missing <= 0:
         return job
     first = len(job.tasks)
-    return replace(job, tasks=job.tasks + tuple(Task(attempt=first + n) for n in range(missing)))
+    fresh = [Task(attempt=first + n) for n in range(min(missing, room))]
+    return replace(job, tasks=(*job.tasks, *fresh))
 
 
 def hand_over_when_settled(job: Job, now: float) -> Job:
