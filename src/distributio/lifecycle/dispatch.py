@@ -89,7 +89,11 @@ def may_have(twins: Iterable[Held], host_id: int, user_id: int | None, quorum: i
     """Why a host may not have another copy of a job, or None. Copies that will be compared go to different owners, so that
     nobody agrees with himself; a host that just failed it for its own reasons rests first."""
     for twin in twins:
-        if twin.host_id == host_id and twin.outcome == Outcome.ERROR and (twin.received_at or 0) + ERROR_REST_SECONDS > now:
+        if (
+            twin.host_id == host_id
+            and twin.outcome == Outcome.ERROR
+            and (twin.received_at or 0) + ERROR_REST_SECONDS > now
+        ):
             return "host-just-failed"
         if quorum > 1 and (twin.host_id == host_id or (user_id is not None and twin.user_id == user_id)):
             return "same-owner"
@@ -104,6 +108,7 @@ class Waiting(Struct, frozen=True, kw_only=True):
     shape: Shape
     ready: int
     share: float
+    weight: float = 1.0
 
 
 def in_turn(queues: Iterable[Waiting]) -> Iterator[Waiting]:

@@ -1,0 +1,345 @@
+"""A host's turn in the ledger: its reports are recorded, what it no longer needs is called off, new work is found.
+
+All turns that wait are applied together: their reports in one load and one save, then their wishes for work against one
+reading of the queues.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from distributio.lifecycle import dispatch
+from distributio.lifecycle.advance import advance, reported, sent
+from distributio.lifecycle.dispatch import Offer, Shape, Waiting
+from distributio.lifecycle.model import Job, Outcome, Report, TaskState
+from distributio.server.ledger import Work
+from distributio.store import jobs, queues
+from distributio.store.database import Transaction
+from distributio.wire.native import LOG_BYTES
+
+SLACK = 16  # ready tasks read beyond those wanted, where some may not suit the host
+
+
+class Returned(Struct, kw_only=True):
+    """A report the edge has checked: its output, if any, is held by the site or comes along in `output`."""
+
+    task: int
+    report: Report
+    output: bytes | None = None
+    log: bytes | None = None
+    log_offset: int = 0
+
+
+class HostTurn(Struct, kw_only=True):
+    """Everything a host says at once. `held` is None where the host did not say what it holds."""
+
+    host_id: int
+    user_id: int | None
+    reports: list[Returned] = []
+    held: list[tuple[int, str, float | None]] | None = None  # task, phase, fraction
+    offer: Offer | None = None
+    facts: str | None = None  # to be remembered, as JSON
+    is_start: bool = False  # the host has just started: what it does not hold is lost to it
+
+
+class Sent(Struct, frozen=True):
+    """A task a host is to run."""
+
+    task_id: int
+    job_id: int
+    attempt: int
+    batch_id: int
+    deadline_at: float
+
+
+class HostAnswer(Struct, kw_only=True):
+    """What the ledger decided for one host."""
+
+    acknowledged: list[int] = []
+    sent: list[Sent] = []
+    cancel: list[int] = []
+    rejections: dict[str, int] = {}
+
+
+def apply_turns(work: Work, events: Sequence[HostTurn]) -> list[HostAnswer]:
+    """The ledger's handler for turns."""
+    answers = [HostAnswer() for _ in events]
+    _record_reports(work, events, answers)
+    _call_off(work, events, answers)
+    _find_work(work, events, answers)
+    _remember_hosts(work, events)
+    return answers
+
+
+def _record_reports(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer]) -> None:
+    wanted = [returned.task for event in events for returned in event.reports]
+    if not wanted:
+        return
+    places = {
+        task: (job, attempt, host)
+        for task, job, attempt, host in work.transaction.rows(
+            "SELECT id, job_id, attempt, host_id FROM tasks WHERE id IN (:ids...)", ids=wanted
+        )
+    }
+    loaded = jobs.load(work.transaction, work.lanes, (place[0] for place in places.values()))
+    after: dict[int, Job] = {}
+    outputs: list[tuple[object, ...]] = []
+    lines: list[tuple[object, ...]] = []
+    done: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+    for event, answer in zip(events, answers, strict=True):
+        for returned in event.reports:
+            # Reports for what the site has forgotten, or for another host's task, are done with and change nothing.
+            answer.acknowledged.append(returned.task)
+            place = places.get(returned.task)
+            if place is None or place[2] != event.host_id:
+                continue
+            job_id, attempt, _ = place
+            before = after.get(job_id, loaded[job_id].job)
+            changed = reported(before, attempt, returned.report, work.now)
+            if changed is before:
+                continue
+            after[job_id] = changed
+            if returned.output is not None:
+                outputs.append((returned.task, returned.output))
+            if returned.log:
+                lines.append((returned.task, returned.log_offset, returned.log))
+            counts = done[event.host_id]
+            counts[returned.report.outcome is not Outcome.SUCCESS] += 1
+    with work.transaction.pipeline():
+        work.transaction.insert_many("outputs", ("task_id", "bytes"), outputs, "ON CONFLICT (task_id) DO NOTHING")
+        add_log(work.transaction, lines)
+        work.transaction.add_many(
+            "hosts", "id", ("tasks_done", "tasks_failed"), [(good, bad, host) for host, (good, bad) in done.items()]
+        )
+    work.notices.logs.update(task for task, _, _ in lines)  # type: ignore[misc]  # first column of the rows above
+    work.save([(loaded[job_id], advance(job, work.now)) for job_id, job in after.items()])
+
+
+def add_log(transaction: Transaction, lines: list[tuple[object, ...]]) -> None:
+    """Keep pieces of logs: task, offset, bytes. A piece that came before is not kept twice."""
+    transaction.insert_many("logs", ("task_id", "start", "bytes"), lines, "ON CONFLICT (task_id, start) DO NOTHING")
+
+
+def _call_off(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer]) -> None:
+    """Tell hosts which of the tasks they hold are over, give again what was sent and never arrived, and take back what a
+    host lost with its memory."""
+    speaking = [(event, answer) for event, answer in zip(events, answers, strict=True) if event.held is not None]
+    if not speaking:
+        return
+    held_tasks = [task for event, _ in speaking for task, _, _ in event.held or ()]
+    going_on: dict[int, int] = {}
+    if held_tasks:
+        going_on = {
+            task: host
+            for task, host in work.transaction.rows(
+                "SELECT id, host_id FROM tasks WHERE id IN (:ids...) AND state = 'in_progress'", ids=held_tasks
+            )
+        }
+    asking = sorted({event.host_id for event, _ in speaking if event.offer is not None or event.is_start})
+    on_hosts: dict[int, list[Sent]] = defaultdict(list)
+    if asking:
+        for host, task, job, attempt, batch, deadline in work.transaction.rows(
+            "SELECT host_id, tasks.id, job_id, attempt, batch_id, deadline_at FROM tasks "
+            "JOIN jobs ON jobs.id = tasks.job_id WHERE host_id IN (:hosts...) AND tasks.state = 'in_progress'",
+            hosts=asking,
+        ):
+            on_hosts[host].append(Sent(task, job, attempt, batch, deadline))
+    lost: list[tuple[int, int]] = []
+    for event, answer in speaking:
+        held = {task for task, _, _ in event.held or ()}
+        known = held | {returned.task for returned in event.reports}
+        answer.cancel = [task for task in held if going_on.get(task) != event.host_id]
+        if event.offer is not None or event.is_start:
+            missing = [each for each in on_hosts[event.host_id] if each.task_id not in known]
+            if event.is_start:
+                lost += [(each.job_id, each.attempt) for each in missing]
+            else:
+                answer.sent += missing
+    _abandon(work, lost)
+    _note_progress(work, speaking)
+
+
+def _abandon(work: Work, lost: list[tuple[int, int]]) -> None:
+    if not lost:
+        return
+    loaded = jobs.load(work.transaction, work.lanes, (job for job, _ in lost))
+    after = {job_id: each.job for job_id, each in loaded.items()}
+    for job_id, attempt in lost:
+        report = Report(outcome=Outcome.ABANDONED, cause="host-restarted")
+        after[job_id] = reported(after[job_id], attempt, report, work.now)
+    work.save([(loaded[job_id], advance(job, work.now)) for job_id, job in after.items()])
+
+
+def _note_progress(work: Work, speaking: Iterable[tuple[HostTurn, HostAnswer]]) -> None:
+    rows: list[tuple[object, ...]] = []
+    for event, answer in speaking:
+        called_off = set(answer.cancel)
+        rows += [
+            (task, phase, fraction, work.now) for task, phase, fraction in event.held or () if task not in called_off
+        ]
+    if rows:
+        work.transaction.insert_many(
+            "progress",
+            ("task_id", "phase", "fraction", "at"),
+            rows,
+            "ON CONFLICT (task_id) DO UPDATE SET phase = excluded.phase, fraction = excluded.fraction, at = excluded.at",
+        )
+
+
+class _Supply:
+    """The ready tasks of one queue, read as they are wanted."""
+
+    def __init__(self, work: Work, queue: Waiting, expected: int) -> None:
+        self._work = work
+        self._queue = queue
+        self._expected = expected
+        self._place = (-(1 << 31), 0)
+        self._in_hand: list[jobs.Candidate] = []
+        self._twins: dict[int, list[dispatch.Held]] = defaultdict(list)
+        self._dry = False
+
+    def take(self, host_id: int, user_id: int | None, most: int, rejections: dict[str, int]) -> list[jobs.Candidate]:
+        """At most `most` tasks this host may have."""
+        taken: list[jobs.Candidate] = []
+        passed: list[jobs.Candidate] = []
+        while len(taken) < most:
+            if not self._in_hand and (self._dry or not self._read(most - len(taken))):
+                break
+            candidate = self._in_hand.pop(0)
+            why_not = dispatch.may_have(
+                self._twins.get(candidate.job_id, ()), host_id, user_id, candidate.quorum, self._work.now
+            )
+            if why_not is None:
+                taken.append(candidate)
+                if candidate.quorum > 1:
+                    held = dispatch.Held(host_id=host_id, user_id=user_id, outcome=Outcome.NONE, received_at=None)
+                    self._twins[candidate.job_id].append(held)
+            else:
+                rejections[why_not] = rejections.get(why_not, 0) + 1
+                passed.append(candidate)
+                if len(passed) >= 4 * SLACK:
+                    break
+        self._in_hand = passed + self._in_hand
+        return taken
+
+    def _read(self, wanted: int) -> bool:
+        most = max(wanted, self._expected) + (SLACK if self._twins else 0)
+        found = jobs.claim(self._work.transaction, self._queue.queue_id, self._place, most)
+        self._dry = len(found) < most
+        if not found:
+            return False
+        self._place = (found[-1].rank, found[-1].task_id)
+        self._in_hand += found
+        copied = sorted({each.job_id for each in found if each.attempt > 0 or each.quorum > 1})
+        if copied:
+            for job, host, user, outcome, received in self._work.transaction.rows(
+                "SELECT job_id, host_id, user_id, outcome, received_at FROM tasks "
+                "WHERE job_id IN (:ids...) AND host_id IS NOT NULL",
+                ids=copied,
+            ):
+                twin = dispatch.Held(host_id=host, user_id=user, outcome=outcome, received_at=received)
+                self._twins[job].append(twin)
+        return True
+
+
+def _find_work(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer]) -> None:
+    asking = [
+        (event, answer)
+        for event, answer in zip(events, answers, strict=True)
+        if event.offer is not None and event.offer.free_tasks > 0 and not answer.sent
+    ]
+    if not asking:
+        return
+    waiting = queues.waiting(work.transaction, work.now)
+    if not waiting:
+        for _, answer in asking:
+            answer.rejections["no-ready-tasks"] = 1
+        return
+    expected = sum(event.offer.free_tasks for event, _ in asking if event.offer)
+    supplies = {queue.queue_id: _Supply(work, queue, min(expected, queue.ready)) for queue in waiting}
+    shares = queues.Shares(waiting)
+    chosen: list[tuple[HostTurn, HostAnswer, jobs.Candidate]] = []
+    for event, answer in asking:
+        assert event.offer is not None
+        chosen += [(event, answer, candidate) for candidate in _choose(event, event.offer, answer, supplies, shares)]
+    _send(work, chosen)
+    shares.save(work.transaction, work.now)
+
+
+def _choose(
+    event: HostTurn, offer: Offer, answer: HostAnswer, supplies: dict[int, _Supply], shares: queues.Shares
+) -> list[jobs.Candidate]:
+    chosen: list[jobs.Candidate] = []
+    exhausted: set[int] = set()
+    while offer.free_tasks > 0:
+        progressed = False
+        for queue in shares.in_turn():
+            if queue.queue_id in exhausted:
+                continue
+            why_not = dispatch.never_fits(queue.shape, offer)
+            room = 0 if why_not else dispatch.fits_now(queue.shape, offer)
+            if room == 0:
+                code = why_not or "host-busy"
+                answer.rejections[code] = answer.rejections.get(code, 0) + queue.ready
+                exhausted.add(queue.queue_id)
+                continue
+            # Alone in line a queue may fill the host; beside others each gives one task and is asked again.
+            most = room if shares.is_alone() else 1
+            taken = supplies[queue.queue_id].take(event.host_id, event.user_id, most, answer.rejections)
+            if not taken:
+                exhausted.add(queue.queue_id)
+                continue
+            chosen += taken
+            offer = _less(offer, queue.shape, len(taken))
+            shares.charge(queue, len(taken))
+            progressed = True
+            break
+        if not progressed:
+            break
+    return chosen
+
+
+def _less(offer: Offer, shape: Shape, count: int) -> Offer:
+    return msgspec.structs.replace(
+        offer,
+        free_cpus=offer.free_cpus - shape.cpus * count,
+        free_memory_bytes=offer.free_memory_bytes - shape.memory_bytes * count,
+        free_disk_bytes=offer.free_disk_bytes - shape.disk_bytes * count,
+        free_gpus=offer.free_gpus - shape.gpus * count,
+        free_tasks=offer.free_tasks - count,
+    )
+
+
+def _send(work: Work, chosen: list[tuple[HostTurn, HostAnswer, jobs.Candidate]]) -> None:
+    if not chosen:
+        return
+    loaded = jobs.load(work.transaction, work.lanes, (candidate.job_id for _, _, candidate in chosen))
+    after: dict[int, Job] = {}
+    for event, answer, candidate in chosen:
+        each = loaded[candidate.job_id]
+        before = after.get(candidate.job_id, each.job)
+        if before.tasks[candidate.attempt].state is not TaskState.READY:
+            continue  # decided or cancelled while this turn waited for the job's lock
+        changed = sent(before, candidate.attempt, event.host_id, event.user_id, work.now)
+        after[candidate.job_id] = changed
+        deadline_at = changed.tasks[candidate.attempt].deadline_at
+        assert deadline_at is not None
+        answer.sent.append(
+            Sent(candidate.task_id, candidate.job_id, candidate.attempt, each.lane.batch_id, deadline_at)
+        )
+    work.save([(loaded[job_id], advance(job, work.now)) for job_id, job in after.items()])
+
+
+def _remember_hosts(work: Work, events: Sequence[HostTurn]) -> None:
+    rows: dict[int, tuple[object, ...]] = {}
+    for event in events:
+        if event.facts is not None:
+            rows[event.host_id] = (event.facts, event.host_id)
+    work.transaction.update_many("hosts", "id", ("facts",), list(rows.values()))
+
+
+def room_for_log(held: int, data: bytes) -> bytes:
+    """As much of a piece of log as the site still keeps of this task's."""
+    return data[: max(0, LOG_BYTES - held)]
