@@ -48,6 +48,7 @@ class Apt:
             (self._home / folder).mkdir(parents=True, exist_ok=True)
         self._status = self._home / "status"
         self._status.touch()
+        self._complaint = ""  # of the last update
 
     def resolve(self, wanted: Sequence[str], left_out: Sequence[str]) -> list[Package]:
         """The wanted packages and all they depend on, except those that match `left_out`; sorted by name."""
@@ -62,9 +63,10 @@ class Apt:
             self.update()
             packages = self._simulate(wanted)
         if packages is None:
+            cause = f" ({self._complaint})" if self._complaint else ""
             raise PackagesUnavailable(
                 f"apt cannot find the packages {' '.join(wanted)}: its package sources lack them or cannot be"
-                " reached. Check /etc/apt/sources.list* and the network, run apt-get update, then try again."
+                f" reached{cause}. Check /etc/apt/sources.list* and the network, then try again."
             )
         if self._lists_are_own:
             (self._home / "own-lists-serve").touch()
@@ -95,9 +97,8 @@ class Apt:
         self._say("fetching package lists for this folder (apt-get update)")
         self._lists = self._home / "lists"
         done = self._run("update")
-        if done.returncode:
-            # One of several sources may be out of reach; whether enough came is seen when resolving.
-            self._say(f"apt-get update was not complete: {last_lines(done.stderr)}")
+        # One of several sources may be out of reach, which is no failure: whether enough came is seen when resolving.
+        self._complaint = last_lines(done.stderr) if done.stderr.strip() else ""
 
     @property
     def _lists_are_own(self) -> bool:

@@ -58,11 +58,11 @@ _UNWANTED_MODULES = _words("distutils ensurepip idlelib lib2to3 pydoc_data test 
 _UNWANTED_EXTENSIONS = _words("_ctypes_test _dbm _gdbm _test* _tkinter _xx* nis xxlimited*")
 
 _COMMANDS = _words(
-    "[ ash awk base64 basename bunzip2 bzcat bzip2 cat chgrp chmod chown cksum clear cmp comm cp cut date dd df diff"
+    "[ ash awk base64 basename bunzip2 bzcat bzip2 cat chgrp chmod chown clear cmp cp cut date dd df diff"
     " dirname du echo egrep env expand expr factor false fgrep find fold free getopt grep groups gunzip gzip head"
-    " hostname id install kill less link ln ls md5sum mkdir mkfifo mktemp more mv nice nl nohup nproc od paste patch"
-    " pgrep pidof pkill printenv printf ps pwd readlink realpath rev rm rmdir sed seq setsid sh sha1sum sha256sum"
-    " sha512sum shred shuf sleep sort split stat strings sync tac tail tar tee test time timeout top touch tr true"
+    " hostname id kill less link ln ls md5sum mkdir mkfifo mktemp more mv nl nproc od paste patch"
+    " pidof printf ps pwd readlink realpath rev rm rmdir sed seq setsid sh sha1sum sha256sum"
+    " sha512sum shred shuf sleep sort stat strings sync tac tail tar tee test time timeout top touch tr true"
     " truncate tty uname unexpand uniq unlink unxz unzip uptime vi watch wc wget which whoami xargs xxd xz"
     " xzcat yes zcat"
 )
@@ -228,6 +228,8 @@ def _strip(folder: Path) -> None:
     for pattern in _UNWANTED_FOLDERS:
         for path in folder.glob(pattern):
             shutil.rmtree(path)
+    for path in folder.glob("usr/bin/py3*"):  # Debian's own tools
+        path.unlink()
     for library in folder.glob("usr/lib/python3.*"):
         (library / "sitecustomize.py").unlink(missing_ok=True)  # a link to a setting that is left out, too
         for pattern in _UNWANTED_MODULES:
