@@ -4,39 +4,39 @@ A law's docstring is the law. Each takes values, raises AssertionError, and know
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from distributio.lifecycle.model import FilesState, HandOver, Job, JobState, Outcome, Reason, Task, TaskState, Validity
 from distributio.lifecycle.roads import NOW, Roads, Stand, Step
 
-FINAL = frozenset(
-    {
-        Outcome.SUCCESS,
-        Outcome.FAILED,
-        Outcome.ERROR,
-        Outcome.NOT_NEEDED,
-        Outcome.INVALID_OUTPUT,
-    }
-)
+Events = Sequence[str]  # what was recorded before the conclusions were drawn
 GIVEN_UP = frozenset({Outcome.NO_REPLY, Outcome.ABANDONED})
 
 
 # --- laws of a stand: a job after `advance` ---------------------------------------------------------------------
 
 
-def advancing_twice_is_advancing_once(job: Job, rules: ModuleType, now: float = NOW) -> None:
+def advancing_twice_is_advancing_once(job: Job, rules: ModuleType, now: float) -> None:
     """Advancing what was advanced gives the very same value back."""
     assert rules.advance(job, now) is job
 
 
-def never_more_copies_than_allowed(job: Job, rules: ModuleType) -> None:
+def never_more_copies_than_allowed(job: Job, rules: ModuleType, now: float) -> None:
     """A job never has more copies than its policy allows, and they are numbered in order."""
     assert len(job.tasks) <= job.policy.max_tasks
     assert [task.attempt for task in job.tasks] == list(range(len(job.tasks)))
 
 
-def over_and_outcome_go_together(job: Job, rules: ModuleType) -> None:
+def a_lease_ends_with_its_deadline(job: Job, rules: ModuleType, now: float) -> None:
+    """A copy is with a host only until its deadline."""
+    for task in job.tasks:
+        if task.state is TaskState.IN_PROGRESS:
+            assert task.deadline_at is not None
+            assert task.deadline_at > now
+
+
+def over_and_outcome_go_together(job: Job, rules: ModuleType, now: float) -> None:
     """A copy has an outcome exactly when it is over, a host once it was sent, and a validity only with an output."""
     for task in job.tasks:
         assert (task.state is TaskState.OVER) == (task.outcome is not Outcome.NONE)
@@ -48,24 +48,24 @@ def over_and_outcome_go_together(job: Job, rules: ModuleType) -> None:
             assert task.validity is Validity.INVALID
 
 
-def a_decided_job_sends_nothing_more(job: Job, rules: ModuleType) -> None:
+def a_decided_job_sends_nothing_more(job: Job, rules: ModuleType, now: float) -> None:
     """A decided job has no copy that is ready or with a host."""
     if job.is_decided:
         assert all(task.state is TaskState.OVER for task in job.tasks)
 
 
-def an_undecided_job_is_never_stuck(job: Job, rules: ModuleType) -> None:
+def an_undecided_job_is_never_stuck(job: Job, rules: ModuleType, now: float) -> None:
     """An undecided job has a copy ready or with a host, or outputs that wait for a validator."""
     if not job.is_decided:
         assert any(task.state is not TaskState.OVER for task in job.tasks) or waits_for_a_check(job)
 
 
-def the_verdict_is_one(job: Job, rules: ModuleType) -> None:
+def the_verdict_is_one(job: Job, rules: ModuleType, now: float) -> None:
     """A job is done or has reasons to be given up, never both."""
     assert job.canonical_attempt is None or not job.reasons
 
 
-def valid_means_agreeing_with_the_canonical_output(job: Job, rules: ModuleType) -> None:
+def valid_means_agreeing_with_the_canonical_output(job: Job, rules: ModuleType, now: float) -> None:
     """VALID copies exist only beside a canonical one, which is one of them, and have its output; enough of them."""
     valid = [task for task in job.tasks if task.validity is Validity.VALID]
     if job.canonical_attempt is None:
@@ -79,20 +79,20 @@ def valid_means_agreeing_with_the_canonical_output(job: Job, rules: ModuleType) 
     assert len(compared) >= job.quorum
 
 
-def files_are_kept_until_handed_over(job: Job, rules: ModuleType) -> None:
+def files_are_kept_until_handed_over(job: Job, rules: ModuleType, now: float) -> None:
     """What hosts sent is kept until the job is handed over and nothing waits to be compared; then it is let go."""
-    waits = waits_for_a_check(job)
-    assert job.files is FilesState.KEPT or (job.hand_over is HandOver.DONE and not waits)
-    assert job.hand_over is not HandOver.DONE or waits or job.files is not FilesState.KEPT
+    unchecked = any(task.outcome is Outcome.SUCCESS and task.validity in _WAITING for task in job.tasks)
+    is_kept = job.files is FilesState.KEPT
+    assert is_kept == (job.hand_over is not HandOver.DONE or unchecked)
 
 
-def decided_means_handed_over(job: Job, rules: ModuleType) -> None:
+def decided_means_handed_over(job: Job, rules: ModuleType, now: float) -> None:
     """A job is on its way to its owner exactly when it is decided, and its decision has an instant."""
     assert (job.hand_over is not HandOver.NOT_READY) == job.is_decided
     assert (job.decided_at is not None) == job.is_decided
 
 
-def patience_has_a_limit(job: Job, rules: ModuleType) -> None:
+def patience_has_a_limit(job: Job, rules: ModuleType, now: float) -> None:
     """Only outputs that wait to be compared postpone giving up; a reason to give up is a true one."""
     policy = job.policy
     outcomes = Counter(task.outcome for task in job.tasks)
@@ -105,11 +105,14 @@ def patience_has_a_limit(job: Job, rules: ModuleType) -> None:
         assert reason not in job.reasons or is_true
         if is_true and reason is not Reason.TOO_MANY_SUCCESSES:
             assert job.is_decided or waits_for_a_check(job)
+    in_play = sum(task.is_viable or task.state is not TaskState.OVER for task in job.tasks)
+    if not job.is_decided:
+        assert in_play + policy.max_tasks - len(job.tasks) >= job.quorum
     if Reason.TOO_MANY_TASKS in job.reasons:
         assert len(job.tasks) + job.quorum > policy.max_tasks
 
 
-def no_agreement_is_thrown_away(job: Job, rules: ModuleType) -> None:
+def no_agreement_is_thrown_away(job: Job, rules: ModuleType, now: float) -> None:
     """A job is not given up while a quorum of outputs is there and enough of them are the same."""
     if not job.reasons or Reason.CANCELLED in job.reasons:
         return
@@ -118,7 +121,7 @@ def no_agreement_is_thrown_away(job: Job, rules: ModuleType) -> None:
     assert not (enough_in_all and max(outputs.values()) >= job.quorum // 2 + 1)
 
 
-def not_checked_means_given_up(job: Job, rules: ModuleType) -> None:
+def not_checked_means_given_up(job: Job, rules: ModuleType, now: float) -> None:
     """An output stays unchecked for good only where the job was given up; there all unchecked ones do."""
     for task in job.tasks:
         assert task.validity is not Validity.NOT_CHECKED or job.reasons
@@ -126,7 +129,7 @@ def not_checked_means_given_up(job: Job, rules: ModuleType) -> None:
             assert task.validity in (Validity.NOT_CHECKED, Validity.INVALID)
 
 
-def the_word_is_right(job: Job, rules: ModuleType) -> None:
+def the_word_is_right(job: Job, rules: ModuleType, now: float) -> None:
     """The one word for people says what the rest of the job says."""
     if job.canonical_attempt is not None:
         assert job.state is JobState.DONE
@@ -139,9 +142,10 @@ def the_word_is_right(job: Job, rules: ModuleType) -> None:
         assert job.state is (JobState.RUNNING if with_a_host else JobState.WAITING)
 
 
-LAWS_OF_A_STAND: tuple[Callable[[Job, ModuleType], None], ...] = (
+LAWS_OF_A_STAND: tuple[Callable[[Job, ModuleType, float], None], ...] = (
     advancing_twice_is_advancing_once,
     never_more_copies_than_allowed,
+    a_lease_ends_with_its_deadline,
     over_and_outcome_go_together,
     a_decided_job_sends_nothing_more,
     an_undecided_job_is_never_stuck,
@@ -159,18 +163,18 @@ LAWS_OF_A_STAND: tuple[Callable[[Job, ModuleType], None], ...] = (
 # --- laws of a step ---------------------------------------------------------------------------------------------
 
 
-def what_is_over_stays_over(before: Job, event: str, after: Job) -> None:
+def what_is_over_stays_over(before: Job, events: Events, after: Job) -> None:
     """A copy that is over ends no other way, but for a late report that still helps and an output found unreadable."""
     for old, new in zip(before.tasks, after.tasks, strict=False):
         if old.state is not TaskState.OVER or new.outcome is old.outcome:
             continue
-        late = old.outcome in GIVEN_UP and not before.is_decided and event.startswith("late")
+        late = old.outcome in GIVEN_UP and not before.is_decided and any(word.startswith("late") for word in events)
         unreadable = old.outcome is Outcome.SUCCESS and new.outcome is Outcome.INVALID_OUTPUT
         assert new.state is TaskState.OVER
-        assert late or (unreadable and event == "a validator speaks")
+        assert late or (unreadable and "a validator speaks" in events)
 
 
-def copies_are_never_lost(before: Job, event: str, after: Job) -> None:
+def copies_are_never_lost(before: Job, events: Events, after: Job) -> None:
     """Copies are only ever added, and no more than are wanted."""
     assert len(after.tasks) >= len(before.tasks)
     if len(after.tasks) > len(before.tasks):
@@ -179,7 +183,7 @@ def copies_are_never_lost(before: Job, event: str, after: Job) -> None:
         assert in_play <= max(after.quorum, after.target_tasks)
 
 
-def a_verdict_never_changes(before: Job, event: str, after: Job) -> None:
+def a_verdict_never_changes(before: Job, events: Events, after: Job) -> None:
     """A decided job stays decided in the same way, at the same instant."""
     if before.is_decided:
         assert after.canonical_attempt == before.canonical_attempt
@@ -187,39 +191,40 @@ def a_verdict_never_changes(before: Job, event: str, after: Job) -> None:
         assert after.decided_at == before.decided_at
 
 
-def only_its_owner_cancels(before: Job, event: str, after: Job) -> None:
+def only_its_owner_cancels(before: Job, events: Events, after: Job) -> None:
     """A job is cancelled by nothing else, and an undecided one at once."""
-    if event == "cancelled" and not before.is_decided:
-        assert after.state is JobState.CANCELLED
+    if "cancelled" in events:
+        assert after.is_decided
+        assert before.is_decided or len(events) > 1 or after.state is JobState.CANCELLED
     elif Reason.CANCELLED not in before.reasons:
         assert Reason.CANCELLED not in after.reasons
 
 
-def handed_over_once(before: Job, event: str, after: Job) -> None:
+def handed_over_once(before: Job, events: Events, after: Job) -> None:
     """Hand-over and files go forward only, and only the event itself makes them done."""
     hand_over, files = list(HandOver), list(FilesState)
     assert hand_over.index(after.hand_over) >= hand_over.index(before.hand_over)
     assert files.index(after.files) >= files.index(before.files)
     if after.hand_over is HandOver.DONE and before.hand_over is not HandOver.DONE:
-        assert event == "handed over"
+        assert "handed over" in events
     if after.files is FilesState.DELETED and before.files is not FilesState.DELETED:
-        assert event == "files deleted"
+        assert "files deleted" in events
 
 
-def a_checked_output_keeps_its_verdict(before: Job, event: str, after: Job) -> None:
+def a_checked_output_keeps_its_verdict(before: Job, events: Events, after: Job) -> None:
     """What was found valid or invalid stays so."""
     for old, new in zip(before.tasks, after.tasks, strict=False):
         if old.validity in (Validity.VALID, Validity.INVALID, Validity.NOT_CHECKED):
             assert new.validity is old.validity
 
 
-def the_bar_is_never_lowered(before: Job, event: str, after: Job) -> None:
+def the_bar_is_never_lowered(before: Job, events: Events, after: Job) -> None:
     """Quorum and target only grow."""
     assert after.quorum >= before.quorum
     assert after.target_tasks >= before.target_tasks
 
 
-LAWS_OF_A_STEP: tuple[Callable[[Job, str, Job], None], ...] = (
+LAWS_OF_A_STEP: tuple[Callable[[Job, Events, Job], None], ...] = (
     what_is_over_stays_over,
     copies_are_never_lost,
     a_verdict_never_changes,
@@ -270,22 +275,22 @@ class Broken(AssertionError):
     """A law is broken; the message says which, where, and by what event."""
 
 
-def examine_stand(job: Job, rules: ModuleType) -> None:
+def examine_stand(job: Job, rules: ModuleType, now: float = NOW) -> None:
     """Hold one job against every law of a stand."""
     for law in LAWS_OF_A_STAND:
         try:
-            law(job, rules)
+            law(job, rules, now)
         except AssertionError as error:
             raise Broken(f"{law.__name__}: {law.__doc__}\n{tell(job)}") from error
 
 
-def examine_step(before: Job, event: str, after: Job) -> None:
+def examine_step(before: Job, events: Events, after: Job) -> None:
     """Hold one step against every law of a step."""
     for law in LAWS_OF_A_STEP:
         try:
-            law(before, event, after)
+            law(before, events, after)
         except AssertionError as error:
-            message = f"{law.__name__}: {law.__doc__}\n{tell(before)}\n--{event}-->\n{tell(after)}"
+            message = f"{law.__name__}: {law.__doc__}\n{tell(before)}\n--{', '.join(events)}-->\n{tell(after)}"
             raise Broken(message) from error
 
 
@@ -295,7 +300,7 @@ def examine_roads(roads: Roads, rules: ModuleType) -> None:
         examine_stand(job, rules)
     for steps in roads.steps.values():
         for step in steps:
-            examine_step(step.before.job, step.event, step.after.job)
+            examine_step(step.before.job, (step.event,), step.after.job)
     for law in LAWS_OF_ALL_ROADS:
         try:
             law(roads)
@@ -345,4 +350,5 @@ def _tell_task(task: Task) -> str:
 
 
 _MAY_COUNT = frozenset({Validity.UNCHECKED, Validity.INCONCLUSIVE, Validity.VALID})
+_WAITING = frozenset({Validity.UNCHECKED, Validity.INCONCLUSIVE})
 _COMPARED = frozenset({Validity.VALID, Validity.INVALID, Validity.UNCHECKED, Validity.INCONCLUSIVE})

@@ -39,7 +39,6 @@ class Validity(StrEnum):
     INVALID = "invalid"
     INCONCLUSIVE = "inconclusive"  # compared, and not enough copies agree yet
     NOT_CHECKED = "not_checked"  # the job failed before a check was needed
-    TOO_LATE = "too_late"  # arrived when the output it would be compared with was gone
 
 
 class Reason(StrEnum):

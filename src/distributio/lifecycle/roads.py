@@ -114,11 +114,14 @@ def happenings(job: Job, rules: ModuleType) -> Iterator[tuple[str, Job]]:
             yield "sent", rules.sent(job, task.attempt, task.attempt + 1, task.attempt + 1, NOW)
         if task.state is TaskState.IN_PROGRESS:
             yield "the deadline passes", _overdue(job, task)
-        if task.state is TaskState.IN_PROGRESS or (undecided and _may_speak_late(task)):
+        if task.host_id is not None:
             late = "late: " if task.state is TaskState.OVER else ""
             for word, report in REPORTS.items():
-                if word != "success b" or has_output:
-                    yield late + word, rules.reported(job, task.attempt, report, NOW)
+                if word == "success b" and not has_output:
+                    continue
+                recorded = rules.reported(job, task.attempt, report, NOW)
+                if recorded is not job:
+                    yield late + word, recorded
     if undecided:
         yield "cancelled", rules.cancelled(job)
     if job.hand_over is HandOver.READY:
@@ -147,10 +150,6 @@ def opinion(thought: Thought) -> Opinion:
 
 def _thought(opinion: Opinion, unreadable: frozenset[int]) -> Thought:
     return Thought(tuple(sorted(opinion.validity.items())), unreadable, opinion.canonical_attempt)
-
-
-def _may_speak_late(task: Task) -> bool:
-    return task.outcome is Outcome.NO_REPLY or (task.outcome is Outcome.ABANDONED and task.host_id is not None)
 
 
 def _overdue(job: Job, task: Task) -> Job:
