@@ -3,7 +3,7 @@
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -43,9 +43,15 @@ class Client:
     """One site, as one person's token sees it. A call returns what was asked for, or raises a `ClientError`."""
 
     def __init__(
-        self, url: str, token: str = "", project: str | None = None, *, patience_seconds: float = PATIENCE_SECONDS
+        self,
+        url: str,
+        token: str = "",
+        project: str | None = None,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        on_retry: Callable[[str], None] | None = None,
     ) -> None:
-        self.transport = Transport(url, token, project=project, patience_seconds=patience_seconds)
+        self.transport = Transport(url, token, project=project, patience_seconds=patience_seconds, on_retry=on_retry)
 
     @property
     def url(self) -> str:
@@ -143,13 +149,13 @@ class Client:
         """None of the batch's jobs is wanted any more."""
         return self.transport.ask(BatchView, "POST", f"/api/v1/batches/{batch_id}/cancel")
 
-    def rerun_failed(self, batch_id: int, *, key: str = "") -> BatchView:
-        """A new batch of those jobs of this one that failed."""
+    def rerun(self, batch_id: int, only: str = "failed", *, key: str = "") -> BatchView:
+        """A new batch of those jobs of this one that failed, or of "all"."""
         return self.transport.ask(
             BatchView,
             "POST",
             f"/api/v1/batches/{batch_id}/rerun",
-            params={"only": "failed"},
+            params={"only": only},
             headers={"Idempotency-Key": key or uuid.uuid4().hex},
         )
 

@@ -45,7 +45,7 @@ def _sentence(problem: Problem) -> str:
     parts = [problem.title.rstrip(".") or f"The site answered {problem.status}"]
     if problem.detail:
         parts.append(problem.detail)
-    parts.extend(problem.errors)
+    parts.extend(error for error in problem.errors if error != problem.detail)
     if problem.advice:
         parts.append(problem.advice)
     return " ".join(part if part.endswith((".", "?", "!", ":")) else part + "." for part in parts)

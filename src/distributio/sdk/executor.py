@@ -26,8 +26,8 @@ class JobFailed(ClientError):
 
 
 class Executor:
-    """Commands in containers on lent machines, as futures of `JobView`. One thread watches each batch, however many jobs
-    it has."""
+    """Commands in containers on lent machines, as futures of `JobView`. One thread watches each batch, however
+    many jobs it has."""
 
     def __init__(self, client: Client, *, policy: PolicyChoice | None = None, batch_name: str = "") -> None:
         self._client = client

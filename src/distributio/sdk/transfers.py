@@ -18,6 +18,7 @@ PIECE_BYTES = 8 << 20  # one request of an upload: what is lost at most when a c
 
 _HELD = frozenset({404})
 _OFFSET_OR_DIGEST = frozenset({409, 422})
+_START_AGAIN = frozenset({"wrong-offset", "wrong-digest", "digest-mismatch"})
 _RANGE_NOT_SATISFIABLE = 416
 _PARTIAL = 206
 _MOST_STARTS = 3  # a file that changes while it is sent is given up after so many
@@ -30,12 +31,16 @@ def nothing(done: int, total: int) -> None:
 def upload(transport: Transport, content: Content, progress: Progress = nothing) -> bool:
     """See to it that the site holds these bytes. False if it held them already."""
     path = f"/api/v1/files/{content.digest}"
-    for _ in range(_MOST_STARTS):
+    starts = furthest = 0
+    while starts < _MOST_STARTS:
         answer = transport.send("HEAD", path, accept=_HELD)
         if answer.status_code != 404:
             progress(content.size_bytes, content.size_bytes)
-            return False
-        if _send_from(transport, path, content, _offset(answer), progress):
+            return furthest > 0
+        offset = _offset(answer)
+        starts = 1 if offset > furthest else starts + 1  # as long as it gets on, a broken connection counts for nothing
+        furthest = max(furthest, offset)
+        if _send_from(transport, path, content, offset, progress):
             return True
     raise TransferError(
         f"{content.path} did not arrive whole after {_MOST_STARTS} attempts. It may be changing while it is sent: "
@@ -56,9 +61,10 @@ def _send_from(transport: Transport, path: str, content: Content, offset: int, p
                 headers={"Upload-Offset": str(offset), "Upload-Length": str(content.size_bytes)},
                 accept=_OFFSET_OR_DIGEST,
             )
-            if answer.status_code == 422 and offset + len(piece) < content.size_bytes:
-                raise SiteError(problem_of(answer))
             if answer.status_code in _OFFSET_OR_DIGEST:
+                problem = problem_of(answer)
+                if problem.code not in _START_AGAIN:
+                    raise SiteError(problem)
                 return False
             offset = min(offset + len(piece), content.size_bytes)
             progress(offset, content.size_bytes)

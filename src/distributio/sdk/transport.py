@@ -1,6 +1,7 @@
 """How a request reaches a site that may be restarting: with patience, where asking twice is harmless."""
 
 import random
+import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from distributio.sdk.errors import SiteError, SiteUnreachable
 from distributio.wire.native import Problem
 
 PATIENCE_SECONDS = 30.0  # how long a restart of the site is waited for
+FIRST_CONTACT_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 LONG_READ_SECONDS = 1800.0  # answers that wait for an image to be fetched
@@ -70,6 +72,7 @@ class Transport:
         self.url = url.rstrip("/")
         self.patience_seconds = patience_seconds
         self._on_retry = on_retry
+        self._first_contact = True
         headers = {"User-Agent": f"distributio/{__version__}", "Accept": "application/json"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
@@ -106,7 +109,9 @@ class Transport:
     ) -> httpx2.Response:
         """Send a request; return the answer when it is a success or one of `accept`. With `again`, a lost connection is
         not the end: the request is repeated, so it must be harmless to say twice."""
-        backoff = self.backoff()
+        # An address that has never answered is more likely wrong than restarting.
+        most = FIRST_CONTACT_SECONDS if self._first_contact else self.patience_seconds
+        backoff = Backoff(min(most, self.patience_seconds))
         while True:
             try:
                 response = self._http.request(
@@ -123,6 +128,7 @@ class Transport:
                     raise self.unreachable(error, backoff) from error
                 self.pause_or_raise(backoff, error)
                 continue
+            self._first_contact = False
             if response.status_code < 400 or response.status_code in accept:
                 return response
             if not self._worth_repeating(response, again, backoff):
@@ -130,7 +136,7 @@ class Transport:
 
     @contextmanager
     def open(self, method: str, path: str, *, headers: Mapping[str, str] | None = None) -> Generator[httpx2.Response]:
-        """One streamed answer, no repeats: the caller knows where to go on from, and hears transport errors as they are."""
+        """One streamed answer, no repeats: the caller knows where to go on from, and hears of lost connections."""
         with self._http.stream(method, path, headers=dict(headers or {})) as response:
             if response.status_code >= 400:
                 response.read()
@@ -187,8 +193,8 @@ def problem_of(response: httpx2.Response) -> Problem:
 
 def reason_of(error: Exception) -> str:
     """A transport error in a few words."""
-    text = str(error).strip().rstrip(".")
-    return text or type(error).__name__
+    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error).strip()).rstrip(".")
+    return text[:1].lower() + text[1:] if text else type(error).__name__
 
 
 def _merged(params: Mapping[str, str | int] | None) -> dict[str, str | int] | None:

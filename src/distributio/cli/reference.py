@@ -1,0 +1,86 @@
+"""The reference of all commands, made from the commands themselves."""
+
+from typing import Annotated, Any
+
+import typer
+
+from distributio.cli import docker_options, exits, main, refused_options, show
+from distributio.cli.docker_like import DockerLike
+from distributio.cli.exits import Stop
+
+_HEADER = """# Commands
+
+<!-- Made by `distributio docs`: change the commands' own help, then run it again. -->
+"""
+
+
+def docs(
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="Write to this file instead.")] = "",
+) -> None:
+    """Print the reference of all commands as Markdown."""
+    text = markdown()
+    if not out:
+        show.line(text.rstrip("\n"))
+        return
+    try:
+        with open(out, "w", encoding="utf-8") as target:
+            target.write(text)
+    except OSError as error:
+        raise Stop(f"{out} cannot be written: {error.strerror}. Choose another file.") from error
+
+
+def markdown() -> str:
+    """The whole page."""
+    parts = [_HEADER, "## Exit codes\n", _table(("code", "meaning"), main.exit_code_lines()), exits.RUN_NOTE + "\n"]
+    for command in main.COMMANDS:
+        parts += _sections(main.load(command), f"distributio {command.name}", None)
+    parts += ["## Options of docker run that are refused\n", *_refused()]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _sections(command: Any, path: str, parent: Any) -> list[str]:
+    context = command.make_context(path, ["--help"], parent=parent, resilient_parsing=True)
+    usage = " ".join([path, *command.collect_usage_pieces(context)])
+    parts = [f"## {path}\n", f"    {usage}\n"]
+    if command.help:
+        parts.append(_paragraphs(command.help))
+    parts += _options(command, context)
+    for name in getattr(command, "commands", {}):
+        parts += _sections(command.get_command(context, name), f"{path} {name}", context)
+    return parts
+
+
+def _options(command: Any, context: Any) -> list[str]:
+    if isinstance(command, DockerLike):
+        return [
+            f"**{title}**\n\n" + _table(("option", "meaning"), _code_first(docker_options.help_rows(*sections)))
+            for title, sections in command.sections
+        ]
+    records = [param.get_help_record(context) for param in command.get_params(context)]
+    rows = [record for record in records if record is not None and not record[0].startswith("--help")]
+    return [_table(("argument or option", "meaning"), _code_first(rows))] if rows else []
+
+
+def _refused() -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in refused_options.REFUSED.items():
+        by_reason.setdefault(reason, []).append(f"`{name}`")
+    return [_table(("options", "why, and what to do"), [(" ".join(names), why) for why, names in by_reason.items()])]
+
+
+def _code_first(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(f"`{name}`", meaning) for name, meaning in rows]
+
+
+def _table(titles: tuple[str, str], rows: list[tuple[str, str]]) -> str:
+    lines = [f"| {titles[0]} | {titles[1]} |", "| --- | --- |"]
+    lines += [f"| {_cell(name)} | {_cell(meaning)} |" for name, meaning in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _paragraphs(text: str) -> str:
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n")) + "\n"
