@@ -82,7 +82,7 @@ _WAITING: tuple[_Row, ...] = (
     ("others-first", _T, "Other projects had less of the site lately, and go first.",
      "Nothing to do: every project gets its turn."),
     ("project-disabled", _O, "The project is switched off.", "Ask the site's operator."),
-    ("batch-cancelled", _S, "The batch was cancelled.", "Submit it again if it is still wanted: `distributio rerun BATCH`."),
+    ("batch-cancelled", _S, "The batch was cancelled.", "If it is still wanted: `distributio rerun BATCH`."),
     ("no-ready-tasks", _T, "No task waits for a host.", "Nothing to do: the host is told when there is one."),
     ("nothing-fits", _T, "Tasks wait, and none of them is for this host.", "See the other reasons for what they ask."),
 )  # fmt: skip
@@ -145,13 +145,14 @@ _GIVEN_UP: tuple[_Row, ...] = (
      "Look at the causes of its tasks; allow more with `--retries`, or a longer `--deadline`, if hosts come and go."),
     ("too-many-successes", _S, "Its outputs never agree: it does not give the same output twice.",
      "Fix what varies (seeds, dates, file order), or choose a validator that allows for it."),
-    ("cancelled", _S, "It was cancelled.", "Submit it again if it is still wanted: `distributio rerun BATCH`."),
+    ("cancelled", _S, "It was cancelled.", "If it is still wanted: `distributio rerun BATCH`."),
 )  # fmt: skip
 
 # Why a request was refused, or a thing is not there.
 _REFUSED: tuple[_Row, ...] = (
     ("bad-request", _S, "The request is not understood.", "Mend what the detail names; the reference has an example."),
-    ("bad-token", _S, "The token is missing, unknown or expired.", "Log in again: `distributio login URL --token TOKEN`."),
+    ("bad-token", _S, "The token is missing, unknown or expired.",
+     "Log in again: `distributio login URL --token TOKEN`."),
     ("bad-host-key", _L, "The site does not know this host's key: it was detached, or never joined.",
      "Join again: `distributio host attach URL`."),
     ("role-too-small", _S, "Your role in the project does not allow this.", "Ask a manager of the project."),
