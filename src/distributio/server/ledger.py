@@ -48,7 +48,9 @@ class Notices(Struct, kw_only=True):
         self.checking |= saved.checking
 
     def __bool__(self) -> bool:
-        return bool(self.ready or self.batches or self.jobs or self.logs or self.hand_over or self.released or self.checking)
+        return bool(
+            self.ready or self.batches or self.jobs or self.logs or self.hand_over or self.released or self.checking
+        )
 
 
 class Work:
@@ -231,7 +233,9 @@ def announce(transaction: Transaction, notices: Notices) -> None:
     """Tell the site's other processes, with the commit. Too long to send: they are told to look at everything."""
     text = msgspec.json.encode(notices).decode()
     if len(text) > 7_900:  # PostgreSQL's limit for a notification is 8,000 bytes
-        short = Notices(ready=notices.ready, hand_over=notices.hand_over, released=notices.released, checking=notices.checking)
+        short = Notices(
+            ready=notices.ready, hand_over=notices.hand_over, released=notices.released, checking=notices.checking
+        )
         text = msgspec.json.encode(short).decode()
     transaction.run("SELECT pg_notify('distributio', :text)", text=text[:7_990])
 

@@ -51,6 +51,8 @@ class Sent(Struct, frozen=True):
     job_id: int
     attempt: int
     batch_id: int
+    position: int
+    choice: str | None
     deadline_at: float
 
 
@@ -140,12 +142,12 @@ def _call_off(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer])
     asking = sorted({event.host_id for event, _ in speaking if event.offer is not None or event.is_start})
     on_hosts: dict[int, list[Sent]] = defaultdict(list)
     if asking:
-        for host, task, job, attempt, batch, deadline in work.transaction.rows(
-            "SELECT host_id, tasks.id, job_id, attempt, batch_id, deadline_at FROM tasks "
+        for host, *place in work.transaction.rows(
+            "SELECT host_id, tasks.id, job_id, attempt, batch_id, position, choice, deadline_at FROM tasks "
             "JOIN jobs ON jobs.id = tasks.job_id WHERE host_id IN (:hosts...) AND tasks.state = 'in_progress'",
             hosts=asking,
         ):
-            on_hosts[host].append(Sent(task, job, attempt, batch, deadline))
+            on_hosts[host].append(Sent(*place))
     lost: list[tuple[int, int]] = []
     for event, answer in speaking:
         held = {task for task, _, _ in event.held or ()}
@@ -327,7 +329,15 @@ def _send(work: Work, chosen: list[tuple[HostTurn, HostAnswer, jobs.Candidate]])
         deadline_at = changed.tasks[candidate.attempt].deadline_at
         assert deadline_at is not None
         answer.sent.append(
-            Sent(candidate.task_id, candidate.job_id, candidate.attempt, each.lane.batch_id, deadline_at)
+            Sent(
+                candidate.task_id,
+                candidate.job_id,
+                candidate.attempt,
+                candidate.batch_id,
+                candidate.position,
+                candidate.choice,
+                deadline_at,
+            )
         )
     work.save([(loaded[job_id], advance(job, work.now)) for job_id, job in after.items()])
 

@@ -10,7 +10,7 @@ import json
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -154,9 +154,7 @@ class Transaction:
     def add_many(self, table: str, key: str, columns: tuple[str, ...], rows: Sequence[Row]) -> None:
         """Add to `columns` where `key` is a row's last value, in the keys' order so that writers never cross."""
         if rows:
-            self._many(
-                _add_statement(table, key, columns, self.is_postgresql), sorted(rows, key=lambda row: row[-1])
-            )
+            self._many(_add_statement(table, key, columns, self.is_postgresql), sorted(rows, key=lambda row: row[-1]))
 
     def lock(self) -> str:
         """What to end a SELECT with so that its rows cannot change before this transaction ends."""
@@ -173,9 +171,7 @@ class Transaction:
 
     def _execute(self, sql: str, values: dict[str, Any]) -> None:
         if not self.is_postgresql:
-            values = {
-                name: json.dumps(value) if isinstance(value, list) else value for name, value in values.items()
-            }
+            values = {name: json.dumps(value) if isinstance(value, list) else value for name, value in values.items()}
         self._cursor.execute(self._translate(sql), values)
 
     def _many(self, statement: str, rows: Sequence[Row]) -> None:
@@ -281,18 +277,14 @@ class Database:
         finally:
             connection.close()
 
-    def reserve(self, name: str, count: int) -> int:
-        """The first of `count` numbers that nobody else will use, in a transaction of its own. Gaps are harmless."""
-        with self.begin() as transaction:
-            row = transaction.one(
-                "INSERT INTO counters (name, next) VALUES (:name, :after) "
-                "ON CONFLICT (name) DO UPDATE SET next = counters.next + :count RETURNING next",
-                name=name,
-                after=1 + count,
-                count=count,
-            )
-        assert row is not None
-        return int(row[0]) - count
+    def notifications(self, channel: str, seconds: float, is_over: Callable[[], bool]) -> Iterator[str]:
+        """What other processes announce, until `is_over`, which is asked every so many seconds. PostgreSQL only."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"LISTEN {channel}")
+            while not is_over():
+                for notice in connection.notifies(timeout=seconds):
+                    if notice.pid != connection.info.backend_pid:
+                        yield notice.payload
 
     def migrate(self, revision: str = "head") -> None:
         """Bring the tables up to date (or to `revision`); nothing happens when they are."""

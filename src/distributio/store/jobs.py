@@ -110,14 +110,18 @@ class Lanes:
         return known
 
 
-def load(transaction: Transaction, lanes: Lanes, job_ids: Iterable[int]) -> dict[int, Loaded]:
-    """The jobs with all of their tasks, locked until the transaction ends. Unknown numbers are left out."""
+def load(
+    transaction: Transaction, lanes: Lanes, job_ids: Iterable[int], *, only_read: bool = False
+) -> dict[int, Loaded]:
+    """The jobs with all of their tasks, locked until the transaction ends unless they are only read. Unknown numbers are
+    left out."""
     ids = sorted(set(job_ids))
+    lock = "" if only_read else transaction.lock()
     if not ids:
         return {}
     jobs = transaction.rows(
         "SELECT id, batch_id, state, quorum, target_tasks, reasons, canonical_attempt, hand_over, files, decided_at "
-        f"FROM jobs WHERE id IN (:ids...) ORDER BY id {transaction.lock()}",
+        f"FROM jobs WHERE id IN (:ids...) ORDER BY id {lock}",
         ids=ids,
     )
     known = lanes.get(transaction, (row[1] for row in jobs))
@@ -125,7 +129,7 @@ def load(transaction: Transaction, lanes: Lanes, job_ids: Iterable[int]) -> dict
     for row in transaction.rows(
         "SELECT job_id, id, attempt, state, outcome, validity, host_id, user_id, sent_at, deadline_at, received_at, "
         "exit_code, cause, output_digest, output_bytes, wall_seconds, cpu_seconds, memory_bytes "
-        f"FROM tasks WHERE job_id IN (:ids...) ORDER BY job_id, attempt {transaction.lock()}",
+        f"FROM tasks WHERE job_id IN (:ids...) ORDER BY job_id, attempt {lock}",
         ids=ids,
     ):
         tasks[row[0]].append(_task(row))
@@ -151,7 +155,24 @@ def load(transaction: Transaction, lanes: Lanes, job_ids: Iterable[int]) -> dict
 
 
 def _task(row: Sequence[object]) -> Task:
-    (_, number, attempt, state, outcome, validity, host, user, sent, deadline, received, code, cause, digest, size, *rest) = row
+    (
+        _,
+        number,
+        attempt,
+        state,
+        outcome,
+        validity,
+        host,
+        user,
+        sent,
+        deadline,
+        received,
+        code,
+        cause,
+        digest,
+        size,
+        *rest,
+    ) = row
     wall, cpu, memory = rest
     return Task(
         id=number,  # type: ignore[arg-type]  # a driver's row
@@ -204,7 +225,16 @@ def save(transaction: Transaction, new_ids: NewIds, pairs: Sequence[tuple[Loaded
         for index, task in enumerate(after.tasks):
             if index >= known:
                 created.append(
-                    (next_id, after.id, task.attempt, task.state, task.outcome, task.validity, lane.queue_id, -lane.priority)
+                    (
+                        next_id,
+                        after.id,
+                        task.attempt,
+                        task.state,
+                        task.outcome,
+                        task.validity,
+                        lane.queue_id,
+                        -lane.priority,
+                    )
                 )
                 next_id += 1
                 ready[lane.queue_id] += task.state is TaskState.READY
@@ -306,15 +336,28 @@ class Candidate(Struct, frozen=True, kw_only=True):
     attempt: int
     rank: int
     quorum: int
+    batch_id: int
+    position: int
+    choice: str | None  # wire.native.JobChoice
 
 
 def claim(transaction: Transaction, queue_id: int, after: tuple[int, int], most: int) -> list[Candidate]:
     """The next ready tasks of a queue behind a place in it, kept from other ledgers until the transaction ends."""
     lock = "FOR UPDATE OF tasks SKIP LOCKED" if transaction.is_postgresql else ""
     return [
-        Candidate(task_id=task_id, job_id=job_id, attempt=attempt, rank=rank, quorum=quorum)
-        for task_id, job_id, attempt, rank, quorum in transaction.rows(
-            "SELECT tasks.id, job_id, attempt, rank, jobs.quorum FROM tasks JOIN jobs ON jobs.id = tasks.job_id "
+        Candidate(
+            task_id=row[0],
+            job_id=row[1],
+            attempt=row[2],
+            rank=row[3],
+            quorum=row[4],
+            batch_id=row[5],
+            position=row[6],
+            choice=row[7],
+        )
+        for row in transaction.rows(
+            "SELECT tasks.id, job_id, attempt, rank, jobs.quorum, batch_id, position, choice "
+            "FROM tasks JOIN jobs ON jobs.id = tasks.job_id "
             "WHERE tasks.state = 'ready' AND queue_id = :queue AND (rank, tasks.id) > (:rank, :task) "
             f"ORDER BY rank, tasks.id LIMIT :most {lock}",
             queue=queue_id,

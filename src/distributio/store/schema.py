@@ -232,8 +232,12 @@ jobs = Table(
         sqlite_where=text("hand_over = 'ready'"),
         postgresql_where=text("hand_over = 'ready'"),
     ),
-    Index("ix_jobs_released", "id", sqlite_where=text("files = 'released'"), postgresql_where=text("files = 'released'")),
-    Index("ix_jobs_checking", "id", sqlite_where=text("state = 'checking'"), postgresql_where=text("state = 'checking'")),
+    Index(
+        "ix_jobs_released", "id", sqlite_where=text("files = 'released'"), postgresql_where=text("files = 'released'")
+    ),
+    Index(
+        "ix_jobs_checking", "id", sqlite_where=text("state = 'checking'"), postgresql_where=text("state = 'checking'")
+    ),
 )
 
 tasks = Table(

@@ -1,0 +1,390 @@
+"""Every route of the site, in one table, and the application that serves them.
+
+The table is what the API is: access is checked from it, the OpenAPI document is made from it, and a test walks it.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import structlog
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+
+from distributio.server import (
+    files_api,
+    host_api,
+    hosting,
+    images_api,
+    native_api,
+    openapi,
+    operations,
+    problems,
+)
+from distributio.server.pages import pages
+from distributio.server.problems import Refused
+from distributio.server.routes import Call, Route, json_response
+from distributio.server.site import Site
+from distributio.wire.native import (
+    Attach,
+    Attached,
+    BatchSubmission,
+    BatchView,
+    Explanation,
+    HostView,
+    ImageImport,
+    ImageView,
+    JobView,
+    LogAnswer,
+    Page,
+    QuotaView,
+    SiteStatus,
+    TokenView,
+    Turn,
+    TurnAnswer,
+    WhoAmI,
+)
+
+log = structlog.get_logger("http")
+
+API = "/api/v1"
+PAGE = ("limit", "cursor")
+
+
+async def _turn(call: Call) -> Response:  # the application answers this path before the router sees it
+    raise Refused(405, "method-not-allowed", "POST a turn")
+
+
+async def _openapi(call: Call) -> Response:
+    return Response(openapi.document(ROUTES, call.site.url), media_type="application/json")
+
+
+def _row(
+    method: str,
+    path: str,
+    access: str,
+    handler: Any,
+    summary: str,
+    **more: Any,
+) -> Route:
+    return Route(method=method, path=path, access=access, handler=handler, summary=summary, **more)
+
+
+ROUTES: tuple[Route, ...] = (
+    _row("GET", "/livez", "public", operations.livez, "Whether the process runs.", streams="text"),
+    _row(
+        "GET",
+        "/readyz",
+        "public",
+        operations.readyz,
+        "Whether the site can serve: database, store, ledger.",
+        streams="text",
+    ),
+    _row("GET", "/metrics", "public", operations.metrics, "Figures for Prometheus.", streams="text"),
+    _row("GET", f"{API}/openapi.json", "public", _openapi, "This description.", streams="OpenAPI document"),
+    _row("GET", f"{API}/status", "public", native_api.status, "The site in numbers.", gives=SiteStatus),
+    _row("GET", f"{API}/whoami", "person", native_api.whoami, "Who the token speaks for.", gives=WhoAmI),
+    _row(
+        "GET",
+        f"{API}/quota",
+        "person",
+        native_api.quota,
+        "A project's limits and use.",
+        gives=QuotaView,
+        query=("project",),
+    ),
+    _row(
+        "POST",
+        f"{API}/tokens",
+        "person",
+        native_api.create_token,
+        "Make a token.",
+        gives=TokenView,
+        status=201,
+        query=("name", "project"),
+    ),
+    _row("GET", f"{API}/tokens", "person", native_api.list_tokens, "The caller's tokens.", gives=Page),
+    _row("DELETE", f"{API}/tokens/{{token}}", "person", native_api.delete_token, "Revoke a token.", status=204),
+    _row(
+        "POST",
+        f"{API}/batches",
+        "person",
+        native_api.submit,
+        "Submit jobs.",
+        takes=BatchSubmission,
+        gives=BatchView,
+        status=201,
+        query=("project",),
+    ),
+    _row(
+        "GET",
+        f"{API}/batches",
+        "person",
+        native_api.list_batches,
+        "Batches, newest first.",
+        gives=Page,
+        query=("state", "project", "all", *PAGE),
+    ),
+    _row("GET", f"{API}/batches/{{batch}}", "person", native_api.get_batch, "One batch.", gives=BatchView),
+    _row(
+        "POST",
+        f"{API}/batches/{{batch}}/cancel",
+        "person",
+        native_api.cancel_batch,
+        "Cancel what is not decided.",
+        gives=BatchView,
+    ),
+    _row(
+        "POST",
+        f"{API}/batches/{{batch}}/rerun",
+        "person",
+        native_api.rerun_batch,
+        "Submit failed jobs again.",
+        gives=BatchView,
+        status=201,
+        query=("only",),
+    ),
+    _row(
+        "GET",
+        f"{API}/batches/{{batch}}/jobs",
+        "person",
+        native_api.list_batch_jobs,
+        "A batch's jobs in order.",
+        gives=Page,
+        query=("state", *PAGE),
+    ),
+    _row(
+        "GET",
+        f"{API}/batches/{{batch}}/events",
+        "person",
+        native_api.batch_events,
+        "News of a batch until it has ended.",
+        streams="server-sent events",
+    ),
+    _row(
+        "GET",
+        f"{API}/jobs",
+        "person",
+        native_api.list_jobs,
+        "Jobs, newest first.",
+        gives=Page,
+        query=("state", "project", "all", *PAGE),
+    ),
+    _row("GET", f"{API}/jobs/{{job}}", "person", native_api.get_job, "One job with its tasks.", gives=JobView),
+    _row("POST", f"{API}/jobs/{{job}}/cancel", "person", native_api.cancel_job, "Cancel a job.", gives=JobView),
+    _row(
+        "GET",
+        f"{API}/jobs/{{job}}/explain",
+        "person",
+        native_api.explain_job,
+        "Why a job is where it is.",
+        gives=Explanation,
+    ),
+    _row(
+        "GET",
+        f"{API}/jobs/{{job}}/log",
+        "person",
+        native_api.job_log,
+        "What the command wrote.",
+        streams="text, or server-sent events with follow=1",
+        query=("attempt", "follow", "offset"),
+    ),
+    _row("GET", f"{API}/jobs/{{job}}/results.tar", "person", native_api.job_results, "The results.", streams="tar"),
+    _row(
+        "GET",
+        f"{API}/jobs/{{job}}/result.json",
+        "person",
+        native_api.job_record,
+        "What ran where, and the verdict.",
+        streams="result record",
+    ),
+    _row(
+        "HEAD",
+        f"{API}/files/{{digest}}",
+        "person",
+        files_api.head_file,
+        "Whether a file is here, or how much of it.",
+        query=("project",),
+    ),
+    _row(
+        "PUT",
+        f"{API}/files/{{digest}}",
+        "person",
+        files_api.put_file,
+        "Send a file or the rest of it.",
+        streams="bytes",
+        status=201,
+        query=("project",),
+    ),
+    _row(
+        "GET",
+        f"{API}/images",
+        "person",
+        images_api.list_images,
+        "Images of the project.",
+        gives=Page,
+        query=("project", *PAGE),
+    ),
+    _row(
+        "POST",
+        f"{API}/images",
+        "person",
+        images_api.import_image,
+        "Fetch an image from its registry.",
+        takes=ImageImport,
+        gives=ImageView,
+        status=201,
+        query=("project",),
+    ),
+    _row(
+        "POST",
+        f"{API}/images/archive",
+        "person",
+        images_api.import_archive_of,
+        "Import an image from an archive.",
+        gives=ImageView,
+        streams="docker save or OCI archive",
+        status=201,
+        query=("reference", "project"),
+    ),
+    _row("DELETE", f"{API}/images/{{image}}", "person", images_api.remove_image, "Forget an image.", status=204),
+    _row("GET", f"{API}/hosts", "person", native_api.list_hosts, "The caller's hosts.", gives=Page, query=("all",)),
+    _row(
+        "POST",
+        f"{API}/hosts",
+        "person",
+        native_api.attach_host,
+        "Join as a host.",
+        takes=Attach,
+        gives=Attached,
+        status=201,
+    ),
+    _row("GET", f"{API}/hosts/{{host}}", "person", native_api.get_host, "One host.", gives=HostView),
+    _row("DELETE", f"{API}/hosts/{{host}}", "person", native_api.remove_host, "Detach a host.", status=204),
+    _row(
+        "POST",
+        f"{API}/host/turn",
+        "host",
+        _turn,
+        "All a host says at once, and its answer.",
+        takes=Turn,
+        gives=TurnAnswer,
+    ),
+    _row("POST", f"{API}/host/detach", "host", hosting.leave, "Say goodbye.", status=204),
+    _row(
+        "POST",
+        f"{API}/host/tasks/{{task}}/log",
+        "host",
+        files_api.host_log,
+        "Append to a task's log.",
+        gives=LogAnswer,
+        streams="bytes",
+        query=("offset",),
+    ),
+    _row(
+        "HEAD", f"{API}/host/tasks/{{task}}/output", "host", files_api.head_output, "How much of the results is here."
+    ),
+    _row(
+        "PUT",
+        f"{API}/host/tasks/{{task}}/output",
+        "host",
+        files_api.put_output,
+        "Bring a task's results.",
+        streams="tar",
+        status=201,
+    ),
+    _row("GET", f"{API}/host/files/{{digest}}", "host", files_api.host_file, "An input of a task.", streams="bytes"),
+    *pages.ROUTES,
+)
+
+
+async def authorize(site: Site, route: Route, request: Request) -> tuple[Any, Any]:
+    """The caller or the host a request comes from, if the route asks for one. Raises Refused."""
+    if route.access == "public":
+        return None, None
+    authorization = request.headers.get("authorization", "")
+    if route.access == "host":
+        return None, await host_api.authenticate(site, authorization)
+    scheme, _, secret = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        refused = Refused(401, "bad-token", "send Authorization: Bearer TOKEN")
+        refused.headers["WWW-Authenticate"] = "Bearer"
+        raise refused
+    caller = await site.caller(secret.strip())
+    if caller is None:
+        refused = Refused(401, "bad-token")
+        refused.headers["WWW-Authenticate"] = "Bearer"
+        raise refused
+    if route.access == "operator" and not caller.is_operator:
+        raise Refused(403, "operator-only")
+    return caller, None
+
+
+def endpoint(site: Site, route: Route) -> Callable[[Request], Awaitable[Response]]:
+    """The route as Starlette calls it: who asks, what is said, what is answered, and every error as a problem."""
+    decoder = msgspec.json.Decoder(route.takes) if route.takes is not None else None
+
+    async def serve(request: Request) -> Response:
+        try:
+            caller, host = await authorize(site, route, request)
+            body = decoder.decode(await _json_body(site, request)) if decoder else None
+            answer = await route.handler(Call(site, request, caller, host, body))
+        except Exception as error:
+            return problems.response(error)
+        return answer if isinstance(answer, Response) else json_response(answer, route.status)
+
+    return serve
+
+
+async def _json_body(site: Site, request: Request) -> bytes:
+    most = site.settings.max_body_bytes
+    parts = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > most:
+            raise Refused(413, "too-large", f"a request may have {most} bytes")
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+class Application:
+    """The ASGI application: the hottest paths first, then the table."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self._prefix = urlsplit(site.url).path.rstrip("/")
+        self._turn = host_api.TurnEndpoint(site)
+        self._hot = {f"{API}/host/turn": self._turn}
+        routes = [StarletteRoute(route.path, endpoint(site, route), methods=[route.method]) for route in ROUTES]
+        self._rest = Starlette(
+            routes=routes,
+            exception_handlers={404: _unknown_page, 405: _wrong_method},
+        )
+
+    async def __call__(self, scope: host_api.Scope, receive: host_api.Receive, send: host_api.Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        path = scope["path"]
+        if self._prefix and path.startswith(self._prefix):
+            path = scope["path"] = path[len(self._prefix) :] or "/"
+        hot = self._hot.get(path)
+        if hot is not None and scope["method"] == "POST":
+            await hot(scope, receive, send)
+            return
+        started = time.monotonic()
+        await self._rest(scope, receive, send)
+        log.debug("served", method=scope["method"], path=path, seconds=round(time.monotonic() - started, 4))
+
+
+async def _unknown_page(request: Request, error: Exception) -> Response:
+    return problems.response(problems.not_found(f"page {request.url.path}"))
+
+
+async def _wrong_method(request: Request, error: Exception) -> Response:
+    return problems.response(Refused(405, "method-not-allowed", f"{request.method} is not for {request.url.path}"))

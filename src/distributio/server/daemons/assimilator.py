@@ -1,0 +1,185 @@
+"""Hand decided jobs over: the canonical results tar and result.json go to the results folder or bucket, once.
+
+Writing the same files again is harmless, so a killed assimilator starts where it likes. The site's working copies are
+released in the transaction that notes the hand-over.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+
+import distributio
+from distributio.lifecycle.advance import advance, files_deleted, handed_over
+from distributio.lifecycle.model import Job
+from distributio.server.site import Site
+from distributio.server.submissions import Change
+from distributio.store import jobs, views
+from distributio.store.database import Transaction
+from distributio.store.files import output_key, result_key
+from distributio.wire.native import JobChoice, JobView, Spec
+
+MOST = 200
+
+
+def step(site: Site) -> bool:
+    """Hand over some jobs; return whether there may be more."""
+    with site.database.leadership("assimilator") as leads:
+        if not leads:
+            return False
+        with site.database.read() as transaction:
+            ready = jobs.to_hand_over(transaction, MOST)
+            if not ready:
+                return False
+            material = gather(transaction, ready)
+        _write(site, material)
+        plain = [each.number for each in material if not each.uploaded]
+        others = [each.number for each in material if each.uploaded]
+        if plain:
+            site.ledger.call(Change(job_ids=plain, event=_over_and_gone, drop_outputs=True))
+        if others:
+            site.ledger.call(Change(job_ids=others, event=handed_over, drop_outputs=True))
+    return len(ready) == MOST
+
+
+def _over_and_gone(job: Job) -> Job:
+    """Handed over, with nothing in the file store that would have to be deleted."""
+    released = advance(handed_over(job), job.decided_at or 0.0)
+    return files_deleted(released)
+
+
+class Material(msgspec.Struct, kw_only=True):
+    """What is handed over for one job."""
+
+    number: int
+    view: JobView
+    record: bytes
+    log: bytes
+    output: bytes | None  # the canonical tar, where it is kept in the database
+    canonical: tuple[int, str] | None  # its task and digest, where it was uploaded
+    uploaded: bool  # whether any task of the job has a file in the store
+
+
+def gather(transaction: Transaction, numbers: list[int]) -> list[Material]:
+    """Read all that is handed over for these jobs."""
+    found = views.jobs_by_number(transaction, numbers)
+    task_ids = [task.id for view, _, _ in found.values() for task in view.tasks]
+    outputs = {
+        row[0]: bytes(row[1])
+        for row in transaction.rows("SELECT task_id, bytes FROM outputs WHERE task_id IN (:ids...)", ids=task_ids)
+    }
+    logs: dict[int, list[bytes]] = defaultdict(list)
+    for task, data in transaction.rows(
+        "SELECT task_id, bytes FROM logs WHERE task_id IN (:ids...) ORDER BY task_id, start", ids=task_ids
+    ):
+        logs[task].append(bytes(data))
+    batches = {
+        row[0]: row[1:]
+        for row in transaction.rows(
+            "SELECT batches.id, spec, policy, images.digest, images.platforms, users.name FROM batches "
+            "JOIN users ON users.id = batches.user_id LEFT JOIN images ON images.id = batches.image_id "
+            "WHERE batches.id IN (:ids...)",
+            ids=sorted({view.batch for view, _, _ in found.values()}),
+        )
+    }
+    material = []
+    for number, (view, choice, canonical_attempt) in found.items():
+        spec, policy, image_digest, platforms, user = batches[view.batch]
+        canonical = view.tasks[canonical_attempt] if canonical_attempt is not None else None
+        telling = canonical or next((task for task in reversed(view.tasks) if task.host is not None), None)
+        in_store = canonical is not None and canonical.output_bytes > 0 and canonical.id not in outputs
+        material.append(
+            Material(
+                number=number,
+                view=view,
+                record=msgspec.json.format(
+                    msgspec.json.encode(record(view, choice, spec, policy, image_digest, platforms, user)), indent=2
+                )
+                + b"\n",
+                log=b"".join(logs[telling.id]) if telling is not None and telling.id in logs else b"",
+                output=outputs.get(canonical.id) if canonical is not None else None,
+                canonical=(canonical.id, canonical.output_digest) if canonical is not None and in_store else None,
+                uploaded=any(task.output_digest and task.id not in outputs for task in view.tasks),
+            )
+        )
+    return material
+
+
+def record(
+    view: JobView,
+    choice: JobChoice | None,
+    spec: str,
+    policy: str,
+    image_digest: str | None,
+    platforms: str | None,
+    user: str,
+) -> dict[str, Any]:
+    """result.json: enough to know what ran, where, how often, and why its result is believed."""
+    common = msgspec.json.decode(spec, type=Spec)
+    filled = views.fill(common, choice)
+    rules = msgspec.json.decode(policy)
+    canonical = next((task for task in view.tasks if task.validity == "valid" and view.state == "done"), None)
+    return {
+        "job": view.id,
+        "batch": view.batch,
+        "name": view.name,
+        "project": view.project,
+        "submitted_by": user,
+        "state": view.state,
+        "reasons": view.reasons,
+        "exit_code": view.exit_code,
+        "cause": view.cause,
+        "image": {
+            "reference": common.image,
+            "digest": image_digest or "",
+            "manifests": msgspec.json.decode(platforms) if platforms else {},
+        },
+        "command": filled.command,
+        "entrypoint": filled.entrypoint,
+        "environment": filled.environment,
+        "inputs": [{"path": each.path, "digest": each.digest} for each in filled.inputs],
+        "limits": msgspec.to_builtins(filled.limits),
+        "validator": {"name": rules["validator"], "quorum": rules["quorum"]},
+        "results": {
+            "file": "results.tar" if view.has_results else "",
+            "digest": canonical.output_digest if canonical else "",
+            "bytes": canonical.output_bytes if canonical else 0,
+        },
+        "attempts": [
+            {
+                "attempt": task.attempt,
+                "host": task.host,
+                "outcome": task.outcome,
+                "validity": task.validity,
+                "exit_code": task.exit_code,
+                "cause": task.cause,
+                "sent_at": task.sent_at,
+                "received_at": task.received_at,
+                "wall_seconds": task.wall_seconds,
+                "cpu_seconds": task.cpu_seconds,
+                "memory_bytes": task.memory_bytes,
+                "output_digest": task.output_digest,
+            }
+            for task in view.tasks
+            if task.host is not None
+        ],
+        "submitted_at": view.created_at,
+        "decided_at": view.decided_at,
+        "software": f"distributio {distributio.__version__}",
+    }
+
+
+def _write(site: Site, material: list[Material]) -> None:
+    small: list[tuple[str, bytes]] = []
+    for each in material:
+        batch, position = each.view.batch, each.view.position
+        if each.canonical is not None:
+            with site.files.open_key(output_key(*each.canonical)) as source:
+                site.files.put(result_key(batch, position, "results.tar"), source)
+        if each.output is not None and each.view.has_results:
+            small.append((result_key(batch, position, "results.tar"), each.output))
+        if each.log:
+            small.append((result_key(batch, position, "log.txt"), each.log))
+        # The record comes last: whoever sees it sees everything.
+        small.append((result_key(batch, position, "result.json"), each.record))
+    site.files.put_many(small)

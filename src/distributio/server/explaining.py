@@ -1,0 +1,77 @@
+"""Why a job is where it is: its own state, held against the hosts that are here now, with the matcher the ledger uses."""
+
+import time
+
+import msgspec
+
+from distributio.lifecycle import dispatch
+from distributio.lifecycle import explain as reasons
+from distributio.lifecycle.model import JobState
+from distributio.server import preflight
+from distributio.server.site import Site
+from distributio.store import jobs, queues
+from distributio.store.database import Transaction
+from distributio.wire.native import Because, Explanation, HostFacts, JobView
+
+
+async def explain(site: Site, view: JobView, number: int, project_id: int) -> Explanation:
+    """The explanation of one job."""
+    return await site.read(_explain, view, number, time.time(), site.settings.away_seconds)
+
+
+def _explain(transaction: Transaction, view: JobView, number: int, now: float, away_seconds: float) -> Explanation:
+    loaded = jobs.load(transaction, jobs.Lanes(), [number], only_read=True)[number]
+    rejections: dict[str, int] = {}
+    hosts_total, ahead = 0, None
+    if loaded.job.state is JobState.WAITING:
+        hosts_total, rejections = _rejections(transaction, loaded, now, away_seconds)
+        ahead = _ahead(transaction, loaded)
+    summary, because = reasons.explain_job(loaded.job, rejections, hosts_total, ahead)
+    return Explanation(
+        job=view.id,
+        state=view.state,
+        summary=summary,
+        because=[Because(code=b.code, sentence=b.sentence, advice=b.advice, count=b.count) for b in because],
+    )
+
+
+def _rejections(
+    transaction: Transaction, loaded: jobs.Loaded, now: float, away_seconds: float
+) -> tuple[int, dict[str, int]]:
+    """Hosts by why they do not have a copy of the job. Hosts that are away count as away, whatever they lack."""
+    row = transaction.one("SELECT shape FROM queues WHERE id = :id", id=loaded.lane.queue_id)
+    assert row is not None
+    shape = queues.shape_of(row[0])
+    twins = [
+        dispatch.Held(host_id=task.host_id, user_id=task.user_id, outcome=task.outcome, received_at=task.received_at)
+        for task in loaded.job.tasks
+        if task.host_id is not None
+    ]
+    counts: dict[str, int] = {}
+    rows = transaction.rows("SELECT id, user_id, facts, last_seen_at, state FROM hosts WHERE state <> 'detached'")
+    for host_id, user_id, facts, last_seen_at, state in rows:
+        offer = preflight.offer_of(msgspec.json.decode(facts, type=HostFacts))
+        code = dispatch.never_fits(shape, offer)
+        if code is None and state == "suspended":
+            code = "host-suspended"
+        if code is None and last_seen_at < now - away_seconds:
+            code = "no-host-awake"
+        if code is None:
+            code = dispatch.may_have(twins, host_id, user_id, loaded.job.quorum, now) or "host-busy"
+        counts[code] = counts.get(code, 0) + 1
+    return len(rows), counts
+
+
+def _ahead(transaction: Transaction, loaded: jobs.Loaded) -> int | None:
+    """How many ready tasks of the queue are served before the job's next one; counting stops at ten thousand."""
+    ready = [task.id for task in loaded.job.tasks if task.host_id is None]
+    if not ready:
+        return None
+    row = transaction.one(
+        "SELECT count(*) FROM (SELECT 1 FROM tasks WHERE state = 'ready' AND queue_id = :queue "
+        "AND (rank, id) < (:rank, :task) LIMIT 10000) AS before",
+        queue=loaded.lane.queue_id,
+        rank=-loaded.lane.priority,
+        task=min(ready),
+    )
+    return int(row[0]) if row else None

@@ -1,0 +1,156 @@
+"""What is checked before a batch is accepted, so that it fails now rather than on a stranger's machine in an hour."""
+
+import hashlib
+import re
+
+import msgspec
+from msgspec import Struct
+
+from distributio.lifecycle.dispatch import Offer, Shape, never_fits
+from distributio.lifecycle.model import EXACT, Policy
+from distributio.server.problems import Refused, because
+from distributio.store.catalog import Image
+from distributio.wire.native import LEASE_MARGIN_SECONDS, BatchSubmission, HostFacts, PolicyChoice, Spec
+
+_ABSOLUTE = re.compile(r"^/[^\0]*$")
+_ENVIRONMENT = re.compile(r"^[^=\0]+$")
+RUNNERS = ("container", "fake")
+MOST_COMMAND_BYTES = 128 << 10
+MEMORY_OVERHEAD_BYTES = 0
+
+
+class Checked(Struct, frozen=True, kw_only=True):
+    """A submission that may go to the ledger."""
+
+    policy: Policy
+    shape: Shape
+    warnings: list[str]
+
+
+def check_words(submission: BatchSubmission, most_jobs: int) -> int:
+    """Check what needs no look at the site; return the number of jobs. Raises Refused with every mistake found."""
+    spec = submission.spec
+    errors: list[str] = []
+    if spec.runner not in RUNNERS:
+        errors.append(f"spec.runner: {spec.runner!r} is not one of {', '.join(RUNNERS)}")
+    if spec.runner == "container" and not spec.image:
+        errors.append("spec.image: name the image the jobs run, as in python:alpine")
+    errors += [f"spec.environment: {name!r} is not a name" for name in spec.environment if not _ENVIRONMENT.match(name)]
+    paths = [("spec.workdir", spec.workdir)] if spec.workdir else []
+    paths += [("spec.tmpfs", path) for path in spec.tmpfs]
+    paths += [("spec.inputs.path", each.path) for each in spec.inputs]
+    errors += [
+        f"{where}: {path!r} must be an absolute path without .."
+        for where, path in paths
+        if not _ABSOLUTE.match(path) or ".." in path.split("/")
+    ]
+    if len({each.path for each in spec.inputs}) < len(spec.inputs):
+        errors.append("spec.inputs: two inputs have the same path")
+    if sum(map(len, spec.command)) > MOST_COMMAND_BYTES:
+        errors.append(f"spec.command: longer than {MOST_COMMAND_BYTES} bytes; put it into an input file")
+    if any("\0" in part for part in spec.command):
+        errors.append("spec.command: a NUL byte cannot be an argument")
+    count = submission.count if submission.jobs is None else len(submission.jobs)
+    if count == 0:
+        errors.append("jobs: the list is empty; a batch has at least one job")
+    if count > most_jobs:
+        errors.append(f"jobs: {count} are more than the {most_jobs} one submission may have; split it")
+    if submission.policy.validator != EXACT:
+        errors.append(f"policy.validator: {submission.policy.validator!r} is not known; there is: {EXACT}")
+    if errors:
+        raise Refused(422, "bad-request", errors[0], errors)
+    return count
+
+
+def policy_of(choice: PolicyChoice, spec: Spec) -> Policy:
+    """The policy a choice means, with the defaults in place. Raises Refused if it can never be met."""
+    quorum = choice.quorum
+    target = max(quorum, choice.target_tasks or quorum)
+    errors = quorum + 2 if choice.max_errors is None else choice.max_errors
+    policy = Policy(
+        quorum=quorum,
+        target_tasks=target,
+        # As many hosts must see a command fail as must agree on a success.
+        max_failures=quorum - 1 if choice.max_failures is None else choice.max_failures,
+        max_errors=errors,
+        max_tasks=choice.max_tasks or max(target + 11, target + errors),
+        max_successes=choice.max_successes or max(target, quorum) + 5,
+        deadline_seconds=choice.deadline_seconds or int(2 * spec.limits.wall_seconds) + LEASE_MARGIN_SECONDS,
+        validator=choice.validator,
+    )
+    if policy.max_tasks < policy.target_tasks or policy.max_successes < policy.quorum:
+        raise Refused(
+            422,
+            "bad-request",
+            f"policy: quorum {quorum}, target_tasks {target}, max_successes {policy.max_successes} and "
+            f"max_tasks {policy.max_tasks} cannot be met together",
+        )
+    return policy
+
+
+def shape_of(spec: Spec, image: Image | None) -> Shape:
+    """What the jobs ask of a host. Raises Refused if the image has nothing for the platform that is asked for."""
+    platforms = tuple(sorted(image.platforms)) if image else ()
+    if spec.platform:
+        if image and spec.platform not in image.platforms:
+            offered = ", ".join(platforms)
+            raise Refused(422, "platform-missing", f"{spec.image} has no build for {spec.platform}; it has: {offered}")
+        platforms = (spec.platform,)
+    return Shape(
+        runner=spec.runner,
+        platforms=platforms,
+        cpus=spec.limits.cpus,
+        memory_bytes=spec.limits.memory_bytes + MEMORY_OVERHEAD_BYTES,
+        disk_bytes=spec.limits.disk_bytes,
+        gpus=spec.limits.gpus,
+        network=spec.network,
+    )
+
+
+def offer_of(facts: HostFacts) -> Offer:
+    """What a host could give when it is idle."""
+    return Offer(
+        platform=facts.platform,
+        runners=tuple(facts.runners),
+        cpus=facts.cpus,
+        memory_bytes=facts.memory_bytes,
+        disk_bytes=facts.disk_bytes,
+        gpus=facts.gpus,
+        network_allowed=facts.network_allowed,
+        free_cpus=facts.cpus,
+        free_memory_bytes=facts.memory_bytes,
+        free_disk_bytes=facts.disk_bytes,
+        free_gpus=facts.gpus,
+        free_tasks=1 << 20,
+    )
+
+
+def could_run(shape: Shape, hosts: list[HostFacts]) -> tuple[int, dict[str, int]]:
+    """How many of these hosts could ever run such a job, and what the others lack."""
+    able = 0
+    lacking: dict[str, int] = {}
+    for facts in hosts:
+        code = never_fits(shape, offer_of(facts))
+        if code is None:
+            able += 1
+        else:
+            lacking[code] = lacking.get(code, 0) + 1
+    return able, lacking
+
+
+def warnings_of(shape: Shape, policy: Policy, hosts: list[HostFacts]) -> list[str]:
+    """What will make the jobs wait, though it does not forbid them."""
+    if not hosts:
+        return [because("no-hosts-yet").sentence]
+    able, lacking = could_run(shape, hosts)
+    if able == 0:
+        reasons = "; ".join(because(code, count).sentence for code, count in sorted(lacking.items()))
+        return [f"{because('no-host-could-run-this').sentence} {reasons}"]
+    if able < policy.quorum:
+        return [because("too-few-hosts-for-quorum").sentence]
+    return []
+
+
+def digest_of_request(submission: BatchSubmission) -> str:
+    """What tells one request from another under the same idempotency key."""
+    return hashlib.sha256(msgspec.json.encode(submission)).hexdigest()
