@@ -301,9 +301,9 @@ class _Outline(Struct, rename="camel"):
 
     schema_version: int = 0
     media_type: str = ""
-    manifests: msgspec.Raw | None = None
-    layers: msgspec.Raw | None = None
-    config: msgspec.Raw | None = None
+    manifests: msgspec.Raw = msgspec.Raw()
+    layers: msgspec.Raw = msgspec.Raw()
+    config: msgspec.Raw = msgspec.Raw()
 
 
 def parse_document(data: bytes, what: str = "the manifest") -> Manifest | Index:
@@ -315,16 +315,30 @@ def parse_document(data: bytes, what: str = "the manifest") -> Manifest | Index:
         advice = "Save or push the image again with a current docker or podman."
         raise OciError(f"{what} has schema version {outline.schema_version}, which is no longer in use. {advice}")
     # A document that could be read as either means different images to different readers.
-    if outline.manifests is not None and (outline.layers is not None or outline.config is not None):
+    is_index = bool(outline.manifests)
+    if is_index and (outline.layers or outline.config):
         raise OciError(f"{what} is both a manifest and an index; it is refused, since programs would not agree on it.")
     document: Manifest | Index
-    if outline.manifests is not None:
+    if is_index:
         document, kinds = _decode(data, Index, what), INDEXES
     else:
         document, kinds = _decode(data, Manifest, what), MANIFESTS
     if document.media_type and document.media_type not in kinds:
         raise OciError(f"{what} calls itself {document.media_type}, and its content is something else. Not accepted.")
     return document
+
+
+class SavedImage(Struct, frozen=True, kw_only=True, rename="pascal"):
+    """An entry of the manifest.json that docker save writes: names of files in the archive."""
+
+    config: str
+    repo_tags: list[str] | None = None
+    layers: list[str]
+
+
+def parse_saved(data: bytes) -> list[SavedImage]:
+    """Read the manifest.json of docker save."""
+    return _decode(data, list[SavedImage], "manifest.json")
 
 
 def media_type_of(document: Manifest | Index) -> str:
