@@ -68,8 +68,23 @@ def test_waiting_without_hosts() -> None:
 def test_waiting_for_a_host_that_could_run_it() -> None:
     job = a_job(ready())
     summary, why = explain_job(job, {"host-memory": 2, "host-platform": 1}, 3)
-    assert summary == "Waiting: none of the 3 hosts could run it."
+    assert summary == "Waiting: no host of the 3 could run it."
     assert codes(why) == ["host-memory", "host-platform"]
+
+
+def test_waiting_for_hosts_that_are_away() -> None:
+    job = a_job(ready())
+    summary, why = explain_job(job, {"no-host-awake": 1, "host-memory": 2}, 3)
+    assert summary == "Waiting: 1 host could run it, and it is not here now."
+    assert codes(why) == ["host-memory", "no-host-awake"]
+    assert explain_job(job, {"no-host-awake": 1, "host-suspended": 1}, 2, ahead=0)[0] == (
+        "Waiting: 2 hosts could run it, and none of them is here now."
+    )
+
+
+def test_waiting_for_another_owner() -> None:
+    job = advance(a_job(success(), ready(), policy=a_policy(quorum=2)), NOW)
+    assert "another owner" in explain_job(job, {"same-owner": 2, "no-host-awake": 1}, 3, ahead=0)[0]
 
 
 def test_waiting_for_room() -> None:

@@ -18,8 +18,10 @@ _READERS: dict[Who, tuple[Who, ...]] = {
     Who.TIME: (Who.SUBMITTER, Who.LENDER, Who.OPERATOR, Who.TIME),
 }
 
-# A host that says so could run the job, if not now.
-_PASSING = frozenset({"host-busy", "same-owner", "host-just-failed", "others-first", "host-suspended", "host-not-now"})
+# A host counted so could run the job and is not here for it; one counted so is, and only has no room or right now.
+_ABSENT = frozenset({"no-host-awake", "host-suspended", "host-not-now"})
+_PRESENT = frozenset({"host-busy", "same-owner", "host-just-failed", "others-first"})
+_NONE_HERE = ("none of them is here now", "it is not here now")
 _WITHOUT_CAUSE: dict[Outcome, str] = {
     Outcome.FAILED: "exit-code",
     Outcome.ERROR: "engine-error",
@@ -120,9 +122,14 @@ def _running(job: Job) -> str:
 def _waiting(job: Job, rejections: Mapping[str, int], hosts_total: int, ahead: int | None) -> str:
     if hosts_total == 0:
         return "Waiting: no host is attached to this site yet."
-    never = sum(count for code, count in rejections.items() if code not in _PASSING)
-    if never >= hosts_total:
-        return f"Waiting: none of the {_count(hosts_total, 'host')} could run it."
+    absent = sum(count for code, count in rejections.items() if code in _ABSENT)
+    present = sum(count for code, count in rejections.items() if code in _PRESENT)
+    if not present and sum(rejections.values()) >= hosts_total:
+        if absent:
+            return f"Waiting: {_count(absent, 'host')} could run it, and {_NONE_HERE[absent == 1]}."
+        return f"Waiting: no host of the {hosts_total} could run it."
+    if rejections.get("same-owner", 0) == present > 0:
+        return "Waiting for a host of another owner: copies that are compared go to different owners."
     if ahead:
         return f"Waiting for a host: {_count(ahead, 'task')} {'is' if ahead == 1 else 'are'} served before it."
     if ahead == 0:

@@ -34,9 +34,9 @@ class Outcome(StrEnum):
 class Validity(StrEnum):
     """What comparing outputs has said of a copy."""
 
-    UNCHECKED = "unchecked"
-    VALID = "valid"
-    INVALID = "invalid"
+    UNCHECKED = "unchecked"  # not compared yet, or there is no output to compare
+    VALID = "valid"  # it agrees with the output that speaks for the job
+    INVALID = "invalid"  # it does not
     INCONCLUSIVE = "inconclusive"  # compared, and not enough copies agree yet
     NOT_CHECKED = "not_checked"  # the job failed before a check was needed
 
@@ -44,7 +44,7 @@ class Validity(StrEnum):
 class Reason(StrEnum):
     """Why a job failed. A job may have several."""
 
-    CANCELLED = "cancelled"
+    CANCELLED = "cancelled"  # its owner no longer wants it
     TOO_MANY_FAILURES = "too_many_failures"  # the command itself fails
     TOO_MANY_ERRORS = "too_many_errors"  # hosts could not run it
     TOO_MANY_TASKS = "too_many_tasks"  # copies used up, lost or late ones included
@@ -54,17 +54,17 @@ class Reason(StrEnum):
 class HandOver(StrEnum):
     """Whether a decided job has been handed to its owner."""
 
-    NOT_READY = "not_ready"
-    READY = "ready"
-    DONE = "done"
+    NOT_READY = "not_ready"  # there is no verdict yet
+    READY = "ready"  # there is one, and its result is to be written
+    DONE = "done"  # its owner can have it
 
 
 class FilesState(StrEnum):
     """Whether the site still keeps what hosts sent for a job."""
 
-    KEPT = "kept"
+    KEPT = "kept"  # they may still be compared or handed over
     RELEASED = "released"  # nothing needs them: the deleter may take them
-    DELETED = "deleted"
+    DELETED = "deleted"  # they are gone; what was handed over is not
 
 
 class JobState(StrEnum):
@@ -73,9 +73,9 @@ class JobState(StrEnum):
     WAITING = "waiting"  # no host has a copy now
     RUNNING = "running"  # at least one host has
     CHECKING = "checking"  # enough copies are back and are being compared
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
+    DONE = "done"  # an output speaks for it
+    FAILED = "failed"  # it was given up, for the reasons it has
+    CANCELLED = "cancelled"  # its owner no longer wants it
 
 
 UNDECIDED_STATES = frozenset({JobState.WAITING, JobState.RUNNING, JobState.CHECKING})
