@@ -85,7 +85,7 @@ def test_trouble_of_the_host_is_worth_another_copy(outcome: Outcome) -> None:
 
 def test_a_failure_of_the_command_ends_a_job_that_allows_none() -> None:
     job = advance(reported(a_job(running()), 0, a_report(Outcome.FAILED, exit_code=1), NOW), NOW)
-    assert (job.state, job.reasons) == (JobState.FAILED, {Reason.TOO_MANY_FAILURES})
+    assert (job.state, set(job.reasons)) == (JobState.FAILED, {Reason.TOO_MANY_FAILURES})
     assert job.tasks[0].exit_code == 1
 
 
@@ -118,7 +118,7 @@ def test_a_job_is_given_up_as_soon_as_a_quorum_is_out_of_reach() -> None:
 
 def test_a_policy_that_cannot_be_met_is_given_up_before_anything_is_sent() -> None:
     job = advance(new_job(1, a_policy(quorum=3, max_tasks=2)), NOW)
-    assert (job.reasons, job.tasks) == ({Reason.TOO_MANY_TASKS}, ())
+    assert (set(job.reasons), list(job.tasks)) == ({Reason.TOO_MANY_TASKS}, [])
 
 
 def test_a_quorum_above_the_target_is_what_counts() -> None:
@@ -202,7 +202,7 @@ def test_outputs_of_an_own_validator_wait_to_be_checked() -> None:
 def test_an_unreadable_output_counts_as_an_error_of_its_host() -> None:
     job = a_job(success(), policy=a_policy(validator="own", max_errors=0))
     job = advance(validated(job, Opinion(validity={}, unreadable=frozenset({0}))), NOW)
-    assert (job.reasons, outcomes(job)) == ({Reason.TOO_MANY_ERRORS}, [Outcome.INVALID_OUTPUT])
+    assert (set(job.reasons), outcomes(job)) == ({Reason.TOO_MANY_ERRORS}, [Outcome.INVALID_OUTPUT])
 
 
 def test_a_quorum_that_waits_to_be_compared_is_not_thrown_away() -> None:

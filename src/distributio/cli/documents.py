@@ -4,6 +4,7 @@
 """
 
 import argparse
+import functools
 import inspect
 import re
 import sys
@@ -165,6 +166,7 @@ def _read(path: Path) -> str | None:
 # --- what the roads show ----------------------------------------------------------------------------------------
 
 
+@functools.cache
 def _edges() -> tuple[list[Edge], list[Edge]]:
     jobs: set[Edge] = set()
     tasks: set[Edge] = set()
