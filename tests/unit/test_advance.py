@@ -4,6 +4,7 @@ import pytest
 
 from builders import NOW, a_job, a_policy, a_report, over, ready, running, success
 from distributio.lifecycle.advance import (
+    REPORTABLE,
     NotAllowed,
     advance,
     cancelled,
@@ -182,7 +183,7 @@ def test_other_reports_of_what_is_over_change_nothing(job: Job) -> None:
     assert reported(job, 0, a_report(output_digest="b"), NOW) is job
 
 
-@pytest.mark.parametrize("outcome", set(Outcome) - {Outcome.SUCCESS, Outcome.FAILED, Outcome.ERROR, Outcome.ABANDONED})
+@pytest.mark.parametrize("outcome", sorted(set(Outcome) - REPORTABLE))
 def test_a_host_cannot_report_what_only_the_site_may_say(outcome: Outcome) -> None:
     with pytest.raises(NotAllowed, match="cannot report"):
         reported(a_job(running()), 0, a_report(outcome), NOW)

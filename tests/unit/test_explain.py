@@ -8,12 +8,12 @@ from builders import NOW, a_job, a_policy, over, ready, running, success
 from distributio.lifecycle.advance import advance, cancelled
 from distributio.lifecycle.changes import changes
 from distributio.lifecycle.explain import because, cause_of, code_of, explain_host, explain_job, in_order
-from distributio.lifecycle.model import Outcome, Reason, new_job
-from distributio.lifecycle.reasons import REASONS, Kind, Who
+from distributio.lifecycle.model import Outcome, Reason, Task, new_job
+from distributio.lifecycle.reasons import REASONS, Because, Kind, Who
 
 
-def codes(found: list[object]) -> list[str]:
-    return [each.code for each in found]  # type: ignore[attr-defined]
+def codes(found: list[Because]) -> list[str]:
+    return [each.code for each in found]
 
 
 # --- the table ---
@@ -146,8 +146,8 @@ def test_an_end_without_a_cause_has_one_all_the_same(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("task", [ready(), running(), success(), over(Outcome.NOT_NEEDED)])
-def test_what_needs_no_excuse_has_none(task: object) -> None:
-    assert cause_of(task) == ""  # type: ignore[arg-type]
+def test_what_needs_no_excuse_has_none(task: Task) -> None:
+    assert cause_of(task) == ""
 
 
 # --- hosts ---
