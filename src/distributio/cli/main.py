@@ -3,6 +3,7 @@
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -47,16 +48,21 @@ COMMANDS: tuple[Command, ...] = (
 )
 
 
+def available() -> tuple[Command, ...]:
+    """The commands of this installation: one without the server's part has no `serve`."""
+    return tuple(command for command in COMMANDS if find_spec(f"distributio.cli.{command.place.partition(':')[0]}"))
+
+
 class LazyGroup(TyperGroup):
     """Imports a command's module when that command is meant, and not for help."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names, in the order of the table."""
-        return [command.name for command in COMMANDS]
+        return [command.name for command in available()]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of this name."""
-        for command in COMMANDS:
+        for command in available():
             if command.name == cmd_name:
                 return load(command)
         close = get_close_matches(cmd_name, self.list_commands(ctx), n=1)
@@ -66,9 +72,10 @@ class LazyGroup(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The table, in groups."""
-        for group in dict.fromkeys(command.group for command in COMMANDS):
+        listed = available()
+        for group in dict.fromkeys(command.group for command in listed):
             with formatter.section(group):
-                formatter.write_dl([(command.name, command.help) for command in COMMANDS if command.group == group])
+                formatter.write_dl([(command.name, command.help) for command in listed if command.group == group])
 
 
 app = typer.Typer(
@@ -76,29 +83,33 @@ app = typer.Typer(
 )
 
 
-@app.callback(epilog="`distributio COMMAND --help` tells more. Start with `distributio demo`.")
-def root(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
-) -> None:
-    """Send container jobs to lent computers as you would docker run them, and get checked results back."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"distributio {__version__}")
         raise typer.Exit
+
+
+@app.callback(epilog="`distributio COMMAND --help` tells more. Start with `distributio demo`.")
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Send container jobs to lent computers as you would docker run them, and get checked results back."""
 
 
 def load(command: Command) -> Any:
     """Import a command."""
     module, _, attribute = command.place.partition(":")
-    try:
-        found = getattr(import_module(f"distributio.cli.{module}"), attribute)
-    except ModuleNotFoundError as error:
-        raise Stop(f"`distributio {command.name}` is not part of this installation: {error}.") from error
+    found = getattr(import_module(f"distributio.cli.{module}"), attribute)
     if not isinstance(found, typer.Typer):
         alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         alone.command(command.name)(found)
         found = alone
     loaded = typer.main.get_command(found)
     loaded.name = command.name
+    for each in (loaded, *getattr(loaded, "commands", {}).values()):
+        each.rich_markup_mode = None  # help is plain text, so that it is quick, and the same in a pipe
     return loaded
 
 
@@ -134,3 +145,7 @@ def _code_of(error: Exception) -> ExitCode | None:
 def exit_code_lines() -> list[tuple[str, str]]:
     """The table of exit codes, for help and reference."""
     return [(str(int(code)), meaning) for code, meaning in MEANINGS.items()]
+
+
+if __name__ == "__main__":
+    main()

@@ -32,7 +32,7 @@ def docs(
 def markdown() -> str:
     """The whole page."""
     parts = [_HEADER, "## Exit codes\n", _table(("code", "meaning"), main.exit_code_lines()), exits.RUN_NOTE + "\n"]
-    for command in main.COMMANDS:
+    for command in main.available():
         parts += _sections(main.load(command), f"distributio {command.name}", None)
     parts += ["## Options of docker run that are refused\n", *_refused()]
     return "\n".join(parts).rstrip() + "\n"
