@@ -149,10 +149,9 @@ class _Intake:
         with _told():
             document = oci.parse_document(top)
         part = oci.describe(top, oci.media_type_of(document))
-        if isinstance(document, oci.Index):
-            manifests = self._manifests(reference, document, wanted)
-        else:
-            manifests = {"": (part, document)}
+        manifests = (
+            self._manifests(reference, document, wanted) if isinstance(document, oci.Index) else {"": (part, document)}
+        )
         for _, manifest in manifests.values():
             self._judge(reference, oci.check_manifest(manifest))
         blobs = {part.digest: part}

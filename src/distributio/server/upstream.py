@@ -25,7 +25,6 @@ _TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
 _PATIENCE = 4  # attempts in a row that bring nothing
 _PROGRESS = 64 << 10  # bytes that make an attempt count as one that brought something
 _REDIRECTS = 5
-_CHUNK = 256 << 10
 
 
 class Login(Struct, frozen=True):
@@ -249,7 +248,7 @@ class _Response:
 
 def _raw(response: httpx2.Response) -> Iterator[bytes]:
     try:
-        yield from response.iter_raw(_CHUNK)
+        yield from response.iter_raw()  # as it arrives: with a chunk size, what was gathered is lost when it breaks off
     except httpx2.TransportError as problem:
         raise _again(problem) from problem
 
