@@ -76,6 +76,10 @@ def fits_now(shape: Shape, offer: Offer) -> int:
     return max(0, int(room))
 
 
+# Copies whose output is, or may yet be, held against another's. One that failed bars its owner from nothing.
+_COMPARED = frozenset({Outcome.NONE, Outcome.SUCCESS, Outcome.NO_REPLY})
+
+
 class Held(Struct, frozen=True, kw_only=True):
     """A copy of the same job that some host has or had."""
 
@@ -95,7 +99,8 @@ def may_have(twins: Iterable[Held], host_id: int, user_id: int | None, quorum: i
             and (twin.received_at or 0) + ERROR_REST_SECONDS > now
         ):
             return "host-just-failed"
-        if quorum > 1 and (twin.host_id == host_id or (user_id is not None and twin.user_id == user_id)):
+        is_compared = twin.outcome in _COMPARED and quorum > 1
+        if is_compared and (twin.host_id == host_id or (user_id is not None and twin.user_id == user_id)):
             return "same-owner"
     return None
 

@@ -27,6 +27,7 @@ from distributio.server import (
 )
 from distributio.server.pages import pages
 from distributio.server.problems import Refused
+from distributio.server.registry import Registry
 from distributio.server.routes import Call, Route, json_response
 from distributio.server.site import Site
 from distributio.wire.native import (
@@ -361,8 +362,10 @@ class Application:
         self._turn = host_api.TurnEndpoint(site)
         self._hot = {f"{API}/host/turn": self._turn}
         routes = [StarletteRoute(route.path, endpoint(site, route), methods=[route.method]) for route in ROUTES]
+        access = images_api.RegistryAccess(site)
+        registry = Registry(site.content, access.find_manifest, access.may_read)
         self._rest = Starlette(
-            routes=routes,
+            routes=[*routes, *registry.routes()],
             exception_handlers={404: _unknown_page, 405: _wrong_method},
         )
 

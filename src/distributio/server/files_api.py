@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from distributio.server import host_api
 from distributio.server.problems import Refused, not_found
-from distributio.server.routes import Answer, Call
+from distributio.server.routes import FAR, Answer, Call
 from distributio.server.serving import Part, file_response, number_in
 from distributio.store import accounts, catalog
 from distributio.store.files import content_key, output_key
@@ -98,7 +98,7 @@ async def _held_task(call: Call) -> host_api.HeldTask:
 async def host_log(call: Call) -> Answer:
     """Append to the log of a running task."""
     task = await _held_task(call)
-    offset = call.count("offset", 0, 1 << 62)
+    offset = call.count("offset", 0, FAR)
     data = await call.request.body()
     if len(data) > LOG_BYTES:
         raise Refused(413, "too-large", f"send at most {LOG_BYTES} bytes of log at once")

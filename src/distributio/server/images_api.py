@@ -1,19 +1,23 @@
 """Images of projects: imported once, pinned by digest, served to the hosts whose tasks run them."""
 
 import asyncio
+import base64
+import binascii
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from distributio.server.importer import Imported, import_archive, import_from_registry
 from distributio.server.intake import ImageError
 from distributio.server.problems import Refused, not_found
-from distributio.server.routes import Answer, Call, json_response
+from distributio.server.registry import Access
+from distributio.server.routes import FAR, Answer, Call, json_response
 from distributio.server.site import Site
 from distributio.server.upstream import Registries
-from distributio.store import catalog
+from distributio.store import accounts, catalog
 from distributio.store.catalog import Image
 from distributio.store.database import Transaction
 from distributio.wire import oci
@@ -99,10 +103,74 @@ def _keep(transaction: Transaction, project_id: int, name: str, imported: Import
     )
 
 
+class RegistryAccess:
+    """Who may read which image: hosts what their tasks run, people what their projects have. Called in threads."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def find_manifest(self, request: Request, name: str, reference: str) -> str | None:
+        """The digest a tag of `PROJECT/REPOSITORY` stands for; a digest stands for itself."""
+        if oci.is_digest(reference):
+            return reference
+        project, _, repository = name.partition("/")
+        caller = self._caller(request)
+        if caller is None or project not in caller.projects or not repository:
+            return None
+        try:
+            wanted = str(oci.parse_reference(f"{repository}:{reference}"))
+        except oci.OciError:
+            return None
+        with self._site.database.read() as transaction:
+            found = catalog.image_by_reference(transaction, caller.projects[project], wanted)
+        return found.digest if found else None
+
+    def may_read(self, request: Request, name: str, digest: str) -> Access:
+        """Whether the asker may have this blob."""
+        authorization = request.headers.get("authorization", "")
+        scheme, user, secret = _credentials(authorization)
+        with self._site.database.read() as transaction:
+            host = accounts.host_by_public_id(transaction, user) if scheme in ("host", "basic") else None
+            if host is not None and accounts.is_hash_of(secret, host.key_hash):
+                host_id, projects = host.id, None
+            else:
+                caller = accounts.caller_by_token(transaction, secret) if secret else None
+                if caller is None or (caller.expires_at is not None and caller.expires_at <= time.time()):
+                    return Access.UNKNOWN
+                host_id = None
+                projects = None if caller.is_operator else list(caller.projects.values())
+            if not digest:
+                return Access.GRANTED
+            has = catalog.has_blob(transaction, digest, project_ids=projects, host_id=host_id)
+        return Access.GRANTED if has else Access.HIDDEN
+
+    def _caller(self, request: Request) -> accounts.Caller | None:
+        _, _, secret = _credentials(request.headers.get("authorization", ""))
+        with self._site.database.read() as transaction:
+            return accounts.caller_by_token(transaction, secret) if secret else None
+
+
+def _credentials(authorization: str) -> tuple[str, str, str]:
+    """Scheme, user and secret of `Host ID:KEY`, `Basic` with either kind of secret, or `Bearer TOKEN`."""
+    scheme, _, rest = authorization.partition(" ")
+    scheme = scheme.lower()
+    if scheme == "bearer":
+        return scheme, "", rest.strip()
+    if scheme == "basic":
+        try:
+            rest = base64.b64decode(rest, validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError):
+            return "", "", ""
+    elif scheme != "host":
+        return "", "", ""
+    user, _, secret = rest.partition(":")
+    return scheme, user, secret
+
+
 async def list_images(call: Call) -> Page:
     """A project's images, newest first."""
     most = call.limit()
-    found = await call.site.read(catalog.images_of, call.project_id(), call.count("cursor", 1 << 62, 1 << 62), most)
+    found = await call.site.read(catalog.images_of, call.project_id(), call.count("cursor", FAR, FAR), most)
     return Page(items=[view_of(each) for each in found], cursor=str(found[-1].id) if len(found) == most else None)
 
 

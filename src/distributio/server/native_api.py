@@ -13,7 +13,7 @@ import distributio
 from distributio.lifecycle.model import DECIDED_STATES, JobState
 from distributio.server import explaining, hosting, images_api, preflight
 from distributio.server.problems import Refused, not_found
-from distributio.server.routes import Answer, Call, json_response
+from distributio.server.routes import FAR, Answer, Call, json_response
 from distributio.server.serving import file_response
 from distributio.server.submissions import Cancel, Submit
 from distributio.store import accounts, catalog, views
@@ -147,7 +147,7 @@ async def _submit(call: Call, submission: BatchSubmission, project_id: int) -> A
 
 
 def _cursor(call: Call, fallback: int) -> int:
-    return call.count("cursor", fallback, 1 << 62)
+    return call.count("cursor", fallback, FAR)
 
 
 async def list_batches(call: Call) -> Page:
@@ -156,7 +156,7 @@ async def list_batches(call: Call) -> Page:
     state = call.query("state")
     if state not in ("", "active", "ended"):
         raise Refused(422, "bad-request", f"state={state!r}: a batch is active or ended")
-    found = await call.site.read(views.batches, call.visible_projects(), state, _cursor(call, 1 << 62), most)
+    found = await call.site.read(views.batches, call.visible_projects(), state, _cursor(call, FAR), most)
     return Page(items=found, cursor=str(found[-1].id) if len(found) == most else None)
 
 
@@ -310,7 +310,7 @@ async def find_job(call: Call, role: str = "reader") -> tuple[JobView, int, int]
 async def list_jobs(call: Call) -> Page:
     """Jobs, newest first."""
     most = call.limit()
-    batch, _, position = call.query("cursor", f"{1 << 62}.0").partition(".")
+    batch, _, position = call.query("cursor", f"{FAR}.0").partition(".")
     if not (batch.isdigit() and position.isdigit()):
         raise Refused(422, "bad-request", "this cursor was not given by the site")
     before = (int(batch), int(position))
@@ -366,7 +366,7 @@ async def job_log(call: Call) -> Response:
 async def _log_events(call: Call, job: JobView, number: int, attempt: str) -> AsyncIterator[bytes]:
     site = call.site
     task: int | None = None
-    offset = call.count("offset", 0, 1 << 62)
+    offset = call.count("offset", 0, FAR)
     shown = ""
     silent_since = time.monotonic()
     while True:

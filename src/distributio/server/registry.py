@@ -54,6 +54,7 @@ class Registry:
             Route("/v2", self.start, methods=["GET", "HEAD"]),
             Route("/v2/{name:path}/manifests/{reference}", self.manifest, methods=["GET", "HEAD"]),
             Route("/v2/{name:path}/blobs/{digest}", self.blob, methods=["GET", "HEAD"]),
+            Route("/v2/{rest:path}", self.refuse_to_write, methods=["POST", "PUT", "PATCH", "DELETE"]),
         ]
 
     async def start(self, request: Request) -> Response:
@@ -62,6 +63,10 @@ class Registry:
         if access is Access.UNKNOWN:
             return _who_are_you()
         return Response(b"{}", media_type="application/json", headers=_VERSION)
+
+    async def refuse_to_write(self, request: Request) -> Response:
+        """Pushing: images come in through the site's own API."""
+        return _problem(405, "UNSUPPORTED", "this registry is read-only; bring images with distributio image import")
 
     async def manifest(self, request: Request) -> Response:
         """GET /v2/NAME/manifests/TAG_OR_DIGEST"""

@@ -13,6 +13,7 @@ from distributio.server.site import Site
 from distributio.store.accounts import Caller, KnownHost
 
 MOST_PAGE = 1000
+FAR = 10**17  # beyond every number the site gives
 ROLES = ("reader", "member", "manager")
 
 
