@@ -54,7 +54,7 @@ class Registry:
             Route("/v2", self.start, methods=["GET", "HEAD"]),
             Route("/v2/{name:path}/manifests/{reference}", self.manifest, methods=["GET", "HEAD"]),
             Route("/v2/{name:path}/blobs/{digest}", self.blob, methods=["GET", "HEAD"]),
-            Route("/v2/{rest:path}", self.refuse_to_write, methods=["POST", "PUT", "PATCH", "DELETE"]),
+            Route("/v2/{rest:path}", self.other, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]),
         ]
 
     async def start(self, request: Request) -> Response:
@@ -64,8 +64,10 @@ class Registry:
             return _who_are_you()
         return Response(b"{}", media_type="application/json", headers=_VERSION)
 
-    async def refuse_to_write(self, request: Request) -> Response:
-        """Pushing: images come in through the site's own API."""
+    async def other(self, request: Request) -> Response:
+        """The rest of the Distribution API: pushing, and lists that nobody needs to pull."""
+        if request.method in ("GET", "HEAD"):
+            return _problem(404, "UNSUPPORTED", "this registry answers for manifests and blobs only")
         return _problem(405, "UNSUPPORTED", "this registry is read-only; bring images with distributio image import")
 
     async def manifest(self, request: Request) -> Response:
