@@ -204,7 +204,9 @@ class ContainerRunner:
             "disk_bytes": limits.disk_bytes + sum(one.size_bytes for one in spec.inputs),
             "log_bytes": limits.log_bytes,
             "memory_held": profile.memory_held,
-            "inside": engine.kind == "podman" and engine.rootless,
+            "storage": engine.storage,
+            "pause_file": engine.pause_file,
+            "results": RESULTS,
             "writable_root": spec.writable_root,
             "grace_seconds": self.grace_seconds,
             "nice": _NICE,
@@ -428,15 +430,9 @@ class ContainerRunner:
         return summary.files
 
     def _results_are_empty(self, slot: Path) -> bool:
-        """Whether it can be seen without the engine's help that there are no results."""
-        record = supervise.read_whole(slot / supervise.RECORD) or {}
-        source = next((m.get("Source") for m in record.get("mounts", []) if m.get("Destination") == RESULTS), None)
-        if source is None:
-            return not record
-        try:
-            return not os.listdir(source)
-        except OSError:
-            return False  # not for us to see: let the engine copy
+        """Whether it was seen that there are no results, so that the engine need not be asked."""
+        record = supervise.read_whole(slot / supervise.RECORD)
+        return record is None or record.get("results") == 0
 
     def remove(self, handle: Handle) -> None:
         """Remove the container with all it wrote, and our files in the slot."""
@@ -474,3 +470,13 @@ class ContainerRunner:
                 "name": str(record.get("Name", name)).removeprefix("/"),
                 "slot": labels.get(f"{LABEL}.slot", ""),
             }
+
+    def uninstall(self) -> None:
+        """Remove every task of this agent, and its engine's own storage, from the machine."""
+        for handle in list(self.leftovers()):
+            self.remove(handle)
+        engine, _ = self._engine()
+        for noted in self.images.iterdir():
+            self.forget_image(f"sha256:{noted.stem}")
+        engine.uninstall()
+        self._capabilities = self._chosen = None

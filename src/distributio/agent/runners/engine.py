@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +46,9 @@ class Engine(Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     rootless: bool = False
     runtime: str = ""
+    storage: str = "/"  # the folder on whose disk containers write, as far as we know it
+    runs: str = ""  # the folder of its run files
+    pause_file: str = ""  # where rootless podman notes a process that is in its user namespace
 
     @property
     def description(self) -> str:
@@ -111,6 +115,23 @@ class Engine(Struct, frozen=True, kw_only=True):
         said = child.communicate(timeout=LOAD_TIMEOUT_SECONDS)[1].decode(errors="replace").strip()
         if child.returncode:
             raise RunnerError("image-bad", f"{self.kind} would not load the image: {said[-1000:]}")
+
+    def uninstall(self) -> None:
+        """Give back all that an engine of our own occupies. Nothing may run in it any more."""
+        if self.kind != "podman":
+            return
+        self.ask("rmi", "--all", "--force")
+        storage = Path(self.storage) / "storage"
+        if self.rootless:
+            # What is in it belongs to subordinate ids, which only the engine's namespace may remove.
+            self.ask("unshare", "rm", "-rf", str(storage))
+            pause = Path(self.pause_file)
+            if pause.exists():
+                os.kill(int(pause.read_text()), signal.SIGKILL)
+        elif os.path.ismount(storage / "overlay"):
+            subprocess.run(["umount", storage / "overlay"], check=True, stdin=subprocess.DEVNULL)
+        for folder in (storage, Path(self.runs)):
+            shutil.rmtree(folder, ignore_errors=self.rootless)  # rootless mounts go with the process killed above
 
 
 def words_of(done: subprocess.CompletedProcess[bytes]) -> str:
@@ -194,6 +215,9 @@ def _podman(data: Path, environment: dict[str, str], program: str, runtime: str)
         environment=environment,
         rootless=os.geteuid() != 0,
         runtime=runtime,
+        storage=str(data),
+        runs=str(runs),
+        pause_file=str(runs / "t" / "pause.pid") if os.geteuid() != 0 else "",
     )
 
 

@@ -6,7 +6,7 @@ files; if the supervisor itself is killed, the agent starts it again and it find
 Only the standard library is imported, because every task pays for it.
 """
 
-import errno
+import contextlib
 import io
 import json
 import os
@@ -31,7 +31,7 @@ _BEGINNING = 5.0
 _DISK_EVERY = 0.5
 _STATE_EVERY = 1.0
 _PATIENCE = 20.0  # for the engine to notice an end
-_LEAST_FREE_BYTES = 256 << 20  # on the host's own disk
+_LEAST_FREE_BYTES = 1 << 30  # on the host's own disk, or a twentieth of it if that is less
 _ENGINE_TIMEOUT = 120.0
 
 
@@ -76,6 +76,7 @@ class Supervisor:
         self.detail = ""
         self.kill_at: float | None = None
         self.attach: subprocess.Popen[bytes] | None = None
+        self.helper: usage.Inside | None = None
 
     # --- the engine -------------------------------------------------------------------------------------------
 
@@ -181,10 +182,8 @@ class Supervisor:
         """Hold on to the container's first process, so that its end is seen at once and its counters are still there."""
         if not self.pid:
             text = ""
-            try:
+            with contextlib.suppress(FileNotFoundError):  # the engine has not come so far
                 text = (self.slot / PIDFILE).read_text().strip()
-            except FileNotFoundError:
-                pass  # the engine has not come so far
             if self.plan["kind"] == "docker":
                 text = self.docker_pid()
             if not text.isdigit() or text == "0":
@@ -227,6 +226,8 @@ class Supervisor:
             return "log-limit"
         if self.wall(now) > self.plan["wall_seconds"]:
             return "wall-limit"
+        if self.host_disk_is_full():
+            return "host-disk-full"
         if now >= self.disk_due and now - self.began >= _DISK_EVERY:
             too_much = self.disk_exceeded()
             spent = time.monotonic() - now
@@ -242,43 +243,50 @@ class Supervisor:
         limit = self.plan["memory_bytes"]
         if usage.update_from_processes(self.seen, self.pid) <= limit:
             return False
-        if not self.plan["inside"]:
-            return True
         # Shared pages were counted once for each process: count again, with the rights that takes.
         exact = self.inside("memory", str(self.pid))
         return exact is None or exact > limit
 
     def inside(self, verb: str, *arguments: str) -> int | None:
-        """Have something measured inside the engine's user namespace; None when that is not possible."""
-        try:
-            said = self.engine("unshare", sys.executable, "-I", "-S", usage.__file__, verb, *arguments, timeout=20)
-        except EngineFault:
+        """Have something done inside the engine's user namespace; None when that is not possible."""
+        if not self.plan["pause_file"]:
             return None
-        return int(said) if said.strip().isdigit() else None
+        if self.helper is None:
+            pause = Path(self.plan["pause_file"])
+            if not pause.exists():
+                return None
+            self.helper = usage.Inside(int(pause.read_text()))
+        return self.helper.ask(verb, *arguments)
+
+    def look(self, verb: str, *folders: str) -> int | None:
+        """Measure folders from here, or else from inside; None if neither can."""
+        try:
+            return usage.answer(verb, list(folders))
+        except FileNotFoundError:
+            return 0
+        except OSError:
+            return self.inside(verb, *folders)
 
     def disk_exceeded(self) -> str:
-        """Whether it has written too much, into its volumes and its own layer, or the host's disk is nearly full."""
+        """Whether it has written too much, into its volumes and its own layer."""
         if self.disk is None:
             self.disk = written_folders(self.record(), layer=self.plan["writable_root"])
-        places = [place for place in self.disk if os.path.lexists(place)]
-        if not places:
+        if not self.disk:
             return ""
-        try:
-            size: int | None = usage.folder_size(places)
-        except PermissionError:
-            size = self.inside("size", *places) if self.plan["inside"] else None
-        except OSError as odd:
-            if odd.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
-                raise
-            size = None
-        free = os.statvfs(places[0])
-        if free.f_bavail * free.f_frsize < _LEAST_FREE_BYTES:
-            self.detail = "the host's disk is nearly full"
-            return "host-disk-full"
+        size = self.look("size", *self.disk)
         if size is None:
             self.detail = "what it wrote cannot be measured, so it was stopped"
             return "disk-limit"
         return "disk-limit" if size > self.plan["disk_bytes"] else ""
+
+    def host_disk_is_full(self) -> bool:
+        """Whether the host itself runs out of disk, whoever filled it."""
+        for place in (self.slot, Path(self.plan["storage"])):
+            disk = os.statvfs(place)
+            if disk.f_bavail * disk.f_frsize < min(_LEAST_FREE_BYTES, disk.f_blocks * disk.f_frsize // 20):
+                self.detail = f"the disk that holds {place} is nearly full"
+                return True
+        return False
 
     def note_state(self, now: float) -> None:
         """Let the agent, and a supervisor after us, know how it stands."""
@@ -367,10 +375,12 @@ class Supervisor:
         if self.pidfd >= 0 and not (self.slot / SUSPENDED).exists():
             try:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)  # type: ignore[attr-defined,unused-ignore]
-            except (PermissionError, ProcessLookupError):
-                pass  # ask the engine
-            else:
                 return
+            except ProcessLookupError:
+                return
+            except PermissionError:
+                if self.inside("kill", str(self.pid)) is not None:
+                    return
         try:
             self.engine("kill", "--signal", "KILL", self.name)
         except EngineFault as refusal:
@@ -382,7 +392,9 @@ class Supervisor:
         while record.get("State", {}).get("Running") and time.monotonic() < deadline:
             time.sleep(_TICK)
             record = self.record()
-        write_whole(self.slot / RECORD, {"mounts": record.get("Mounts", [])})
+        results = [str(m["Source"]) for m in record.get("Mounts", []) if m.get("Destination") == self.plan["results"]]
+        entries = self.look("entries", *results) if results else None
+        write_whole(self.slot / RECORD, {"results": entries})
         if self.cause == "host-disk-full":
             return verdict.fault("host-disk-full", self.detail)
         if self.cause == "stopped":

@@ -4,6 +4,7 @@ Only the standard library is imported: the supervisor of every task loads this. 
 namespace (`podman unshare`), it measures and freezes what an ordinary user may not touch from outside.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -153,10 +154,8 @@ def signal_all(pid: int, number: int) -> None:
     done: set[int] = set()
     while todo := [one for one in descendants(pid) if one not in done]:
         for one in todo:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself in between
                 os.kill(one, number)
-            except ProcessLookupError:
-                pass  # it ended by itself in between
             done.add(one)
 
 
@@ -186,15 +185,79 @@ def folder_size(paths: list[str]) -> int:
     return total
 
 
-def main(arguments: list[str]) -> int:
-    """`size FOLDER...`, `memory PID` print a number; `stop PID`, `continue PID` freeze and thaw."""
-    verb, rest = arguments[0], arguments[1:]
+def answer(verb: str, arguments: list[str]) -> int:
+    """What is asked of a helper: `size FOLDER...`, `entries FOLDER`, `memory PID`; `kill`, `stop`, `continue` PID."""
     if verb == "size":
-        sys.stdout.write(f"{folder_size(rest)}\n")
-    elif verb == "memory":
-        sys.stdout.write(f"{proportional_memory(int(rest[0]))}\n")
+        return folder_size(arguments)
+    if verb == "entries":
+        return len(os.listdir(arguments[0]))
+    pid = int(arguments[0])
+    if verb == "memory":
+        return proportional_memory(pid)
+    if verb == "kill":
+        os.kill(pid, signal.SIGKILL)
     else:
-        signal_all(int(rest[0]), signal.SIGSTOP if verb == "stop" else signal.SIGCONT)
+        signal_all(pid, signal.SIGSTOP if verb == "stop" else signal.SIGCONT)
+    return 0
+
+
+class Inside:
+    """A helper process inside the engine's user namespace, where the files and processes of containers are ours to see.
+
+    The namespace belongs to the user who runs the engine, so its user may enter it; `pause_pid` is a process in it.
+    """
+
+    def __init__(self, pause_pid: int) -> None:
+        asking, self._questions = os.pipe()
+        self._answers, answering = os.pipe()
+        self._child = os.fork()
+        if self._child == 0:
+            os.close(self._questions)
+            os.close(self._answers)
+            try:
+                _enter_user_namespace(pause_pid)
+                _serve(asking, answering)
+            finally:
+                os._exit(1)
+        os.close(asking)
+        os.close(answering)
+
+    def ask(self, verb: str, *arguments: str) -> int | None:
+        """Ask, and wait for the answer; None if there is none."""
+        try:
+            os.write(self._questions, "\0".join((verb, *arguments)).encode() + b"\n")
+        except BrokenPipeError:
+            return None  # it could not enter
+        said = os.read(self._answers, 64)
+        return int(said) if said.strip().isdigit() else None
+
+
+def _enter_user_namespace(pid: int) -> None:
+    """Join the user namespace of a process."""
+    import ctypes  # only the helper needs it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    if libc.setns(namespace, 0x10000000):  # CLONE_NEWUSER
+        raise OSError(ctypes.get_errno(), "the engine's user namespace cannot be entered")
+    os.close(namespace)
+
+
+def _serve(asking: int, answering: int) -> None:
+    """Answer questions until nobody asks any more."""
+    with os.fdopen(asking) as questions:
+        for line in questions:
+            verb, *arguments = line.rstrip("\n").split("\0")
+            try:
+                said = str(answer(verb, arguments))
+            except OSError as odd:
+                said = odd.__class__.__name__
+            os.write(answering, said.encode() + b"\n")
+
+
+def main(arguments: list[str]) -> int:
+    """Answer one question, for those who are inside already."""
+    sys.stdout.write(f"{answer(arguments[0], arguments[1:])}\n")
     return 0
 
 
