@@ -1,9 +1,11 @@
 """A site that does what a test tells it, for examining agents: it hands out what it is given, and can lie, cut and be away."""
 
 import hashlib
+import io
 import json
 import re
 import socket
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import msgspec
 
+from distributio.agent.hardware import platform_name
 from distributio.wire import oci
 from distributio.wire.native import (
     Assignment,
@@ -29,6 +32,17 @@ from distributio.wire.native import (
 
 DEADLINE_SECONDS = 20.0
 KEY = "a-key"
+
+
+def layer(**files: bytes) -> bytes:
+    """A layer of an image: a plain tar of these files."""
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return output.getvalue()
 
 
 class ScriptedSite:
@@ -92,7 +106,14 @@ class ScriptedSite:
 
     def add_image(self, *layers: bytes) -> str:
         """An image of these layers; return its manifest's digest."""
-        config = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
+        config = json.dumps(
+            {
+                "architecture": platform_name().partition("/")[2],
+                "os": "linux",
+                "config": {"Cmd": ["sh"]},
+                "rootfs": {"type": "layers", "diff_ids": [oci.digest_of(layer) for layer in layers]},
+            }
+        ).encode()
         for data in (config, *layers):
             self.blobs[oci.digest_of(data)] = data
         manifest = oci.make_manifest(
@@ -198,6 +219,7 @@ class _Cut(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for an acknowledgement
     site: ScriptedSite
 
     def log_message(self, *args: object) -> None:

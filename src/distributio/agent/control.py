@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 _ANSWER_SECONDS = 60.0
+_LAST_WORDS_SECONDS = 2.0
 
 
 class NotRunning(Exception):
@@ -51,6 +52,7 @@ class Control:
     def __init__(self, folder: Path, name: str, answer: Callable[[Command], Reply]) -> None:
         self._path = folder / name
         self._answer = answer
+        self._hearing: set[threading.Thread] = set()
         self._path.unlink(missing_ok=True)  # of an agent that was killed: the folder's lock says that none runs
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with _short_path(folder, name) as path:
@@ -60,9 +62,11 @@ class Control:
         threading.Thread(target=self._serve, daemon=True, name="control").start()
 
     def close(self) -> None:
-        """Take no more commands."""
+        """Take no more commands, and answer those that were heard."""
         self._path.unlink(missing_ok=True)
         self._socket.close()
+        for hearing in list(self._hearing):
+            hearing.join(_LAST_WORDS_SECONDS)
 
     def _serve(self) -> None:
         while True:
@@ -70,9 +74,17 @@ class Control:
                 connection, _ = self._socket.accept()
             except OSError:
                 return  # closed
-            threading.Thread(target=self._hear, args=(connection,), daemon=True, name="command").start()
+            hearing = threading.Thread(target=self._hear, args=(connection,), daemon=True, name="command")
+            self._hearing.add(hearing)
+            hearing.start()
 
     def _hear(self, connection: socket.socket) -> None:
+        try:
+            self._converse(connection)
+        finally:
+            self._hearing.discard(threading.current_thread())
+
+    def _converse(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rwb") as stream:
             try:
                 reply = self._answer(msgspec.json.decode(stream.readline(), type=Command))

@@ -20,6 +20,7 @@ from distributio.wire.native import HostFacts, TaskProgress, TaskReport, Turn, T
 WAIT_SECONDS = 30.0
 TURNS_AT_ONCE = 6
 REPORTS_AT_ONCE = 100
+_WANT_NEWS_SECONDS = 0.03  # a task that ends makes room, and its report, which says so too, is a moment behind
 _PHASE_NEWS_SECONDS = 1.0  # a phase is worth a turn of its own once it lasts
 _HASTY_SECONDS = 0.5  # an empty answer faster than this was not waited for
 _LONGEST_HASTE_PAUSE = 5.0
@@ -86,6 +87,7 @@ class Conversation:
         self._told_facts: HostFacts | None = None
         self._told_phases: dict[int, str] = {}
         self._phases_differ_since: float | None = None
+        self._want_differs_since: float | None = None
         self._failures = 0
         self._hasty = 0
         self._not_before = 0.0
@@ -100,7 +102,9 @@ class Conversation:
             if self.is_over or now < self._not_before:
                 return max(0.05, self._not_before - now)
             if not self._has_reason(news, now):
-                return 1.0
+                if now < self._silent_until:
+                    return max(0.05, self._silent_until - now)
+                return 1.0 if self._want_differs_since is None else _WANT_NEWS_SECONDS
             turn, opened = self._compose(news, now)
         self._spawn("turn", self._take_turn, turn, opened)
         return 1.0
@@ -118,7 +122,13 @@ class Conversation:
         newest = max(self._open.values(), key=lambda turn: turn.number, default=None)
         if len(self._open) >= TURNS_AT_ONCE or now < self._silent_until:
             return False
-        if newest is None or differs(news.want, newest.want):
+        if newest is None:
+            return True
+        if not differs(news.want, newest.want):
+            self._want_differs_since = None
+        elif self._want_differs_since is None:
+            self._want_differs_since = now
+        elif now - self._want_differs_since >= _WANT_NEWS_SECONDS:
             return True
         if news.facts != self._told_facts and not any(turn.facts for turn in self._open.values()):
             return True
@@ -143,7 +153,7 @@ class Conversation:
         opened = OpenTurn(number=self._number, started_at=now, want=news.want, reports=said, facts=facts)
         self._open[opened.number] = opened
         self._told_phases = {task: phase for task, (phase, _) in news.held.items()}
-        self._phases_differ_since = None
+        self._phases_differ_since = self._want_differs_since = None
         turn = Turn(
             facts=facts,
             reports=reports,
@@ -192,7 +202,7 @@ class Conversation:
             self.last_answer_at = now
             if opened.facts is not None:
                 self._told_facts = opened.facts
-            is_newest = opened.number == max(self._open)
+            is_newest = opened.number == self._number
             is_empty = not (answer.assignments or answer.cancel or answer.acknowledged)
             if is_newest and is_empty and now - opened.started_at < _HASTY_SECONDS:
                 self._hasty += 1
