@@ -410,6 +410,17 @@ def test_a_large_image_is_refused_before_it_is_fetched(content: Content, registr
     assert registry.blobs_asked() == []
 
 
+def test_zstd_layers_are_taken_unmeasured(content: Content, registry: FakeRegistry) -> None:
+    image = Image(BASE)
+    layer = oci.describe(b"\x28\xb5\x2f\xfd and so on", oci.OCI_LAYER_ZSTD)
+    manifest = oci.encode(oci.make_manifest(oci.describe(image.config, oci.OCI_CONFIG), [layer]))
+    registry.holds("tool", "1", manifest, image)
+    registry.things[f"/v2/tool/blobs/{layer.digest}"] = b"\x28\xb5\x2f\xfd and so on"
+    imported = pull(content, registry)
+    assert imported.platforms["linux/amd64"].unpacked_bytes == 0
+    assert any("zstd" in warning for warning in imported.warnings)
+
+
 def test_what_is_no_image_name_is_said(content: Content) -> None:
     with pytest.raises(ImageError, match="no image name") as caught:
         import_from_registry(content, "No Name")
@@ -593,7 +604,7 @@ FILES = oci_files(named(IMAGE.part, "docker.io/library/tool:1")) | blob_files(IM
         (tar(FILES, odd("index.json", tarfile.REGTYPE)), "twice"),
         (GOOD[: len(GOOD) // 2], "cut off"),
         (GOOD[:512], "cut off"),
-        (b"", "cut off"),
+        (b"", "empty.*pipe"),
         (b"x" * 5000, "not a tar"),
         (bytes(10_240), "no image was found"),
         (tar({"readme": b"x"}), "no image was found.*readme"),

@@ -105,6 +105,31 @@ def test_a_failed_download_says_why(lab: Lab) -> None:
         lab.apt().fetch([ALPHA])
 
 
+def test_lists_that_name_packages_no_longer_there_are_fetched_anew(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lab.lists / "site_Packages").write_text("x")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    built: list[dict[str, Path]] = []
+
+    def build(files: dict[str, Path], packages: list[Package], scratch: Path, say: object) -> Path:
+        built.append(files)
+        (scratch / "made").mkdir()
+        return scratch / "made"
+
+    def say(line: str) -> None:
+        if "404" in line:  # the download has failed: now the archive is reachable
+            lab.goes_online()
+
+    monkeypatch.setattr(standin, "_WANTED", ("zeta",))
+    monkeypatch.setattr(standin, "_build", build)
+    kept, was_cached = standin._have(lab.apt(), cache, say)
+    assert (kept.is_dir(), was_cached) == (True, False)
+    assert [sorted(files) for files in built] == [["alpha", "zeta"]]
+    assert lab.calls() == ["simulate", "download", "update", "simulate", "download"]
+
+
 def test_what_a_program_complained_of_is_its_last_lines() -> None:
     assert last_lines("one\n\n two \nthree.\n") == "two / three"
     assert last_lines("") == "it did not say why"

@@ -36,9 +36,9 @@ class Member(Struct, frozen=True):
     target: str = ""  # of a link: another member's name
 
 
-def refused(why: str) -> ImageError:
+def refused(why: str, advice: str = "Make it with docker save or podman save.") -> ImageError:
     """The error for an archive that is not accepted."""
-    return ImageError("image-refused", f"The archive is refused: {why}. Make it with docker save or podman save.")
+    return ImageError("image-refused", f"The archive is refused: {why}. {advice}")
 
 
 @contextlib.contextmanager
@@ -55,6 +55,8 @@ def spool(chunks: Iterable[bytes], scratch: Path, bounds: Bounds) -> Iterator[Bi
                 file.write(chunk)
         except (zlib.error, EOFError) as problem:
             raise refused(f"its gzip packing is damaged ({problem})") from problem
+        if not size:
+            raise refused("it is empty", "If it came through a pipe, see what the program before it complained of.")
         yield file
 
 

@@ -158,7 +158,7 @@ def _pick(wanted: oci.Reference | None, names: Sequence[str]) -> str:
         return str(wanted)
     if len(names) > 1:
         choice = ", ".join(name or "one without a name" for name in names[:5])
-        raise refused(f"it has several images ({choice}) and it is not clear which is meant; save one, or name it")
+        raise refused(f"it has several images ({choice}) and it is not clear which is meant", "Save one, or name it.")
     if not wanted and not names[0]:
-        raise refused("the image in it has no name; say how it is to be called")
+        raise refused("the image in it has no name", "Say how it is to be called.")
     return names[0]

@@ -214,7 +214,7 @@ class Upstream:
     def _unreachable(self, reason: str) -> ImageError:
         return ImageError(
             "image-unreachable",
-            f"{self.reference.short} could not be fetched from {_host(self._base)}: {reason}."
+            f"{self.reference.short} could not be fetched from {urlsplit(self._base).netloc}: {reason}."
             f" If the site cannot reach that registry, {self._detour()}",
         )
 
