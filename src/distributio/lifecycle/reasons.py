@@ -167,6 +167,8 @@ _REFUSED: tuple[_Row, ...] = (
      "Log in again: `distributio login URL --token TOKEN`."),
     ("bad-host-key", _L, "The site does not know this host's key: it was detached, or never joined.",
      "Join again: `distributio host attach URL`."),
+    ("form-expired", _S, "The form is too old, or was not sent from a page of this site.",
+     "Open the page again and repeat what you did."),
     ("role-too-small", _S, "Your role in the project does not allow this.", "Ask a manager of the project."),
     ("operator-only", _O, "Only the site's operator may do this.", "Use the operator's token."),
     ("which-project", _S, "You have several projects, and it is not said which is meant.",
