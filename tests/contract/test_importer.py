@@ -1,6 +1,7 @@
 """Images come in from registries and archives with every byte checked, and hostile ones are turned away with a reason."""
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import http.server
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from distributio.server.archives import Archive
 from distributio.server.importer import Imported, import_archive, import_from_registry
 from distributio.server.intake import Bounds, ImageError
 from distributio.server.upstream import Login, Registries
@@ -647,6 +651,25 @@ def test_archives_are_bounded(content: Content) -> None:
     refused(content, GOOD, "more than 3 files", bounds=Bounds(archive_members=3))
     long = tarfile.TarInfo("x" * 2_000_000)
     refused(content, tar({}, long), "header of")
+
+
+SMALL = tar(oci_files(IMAGE.part) | {"a" * 120: b"x" * 600}, link("b", "oci-layout"), form=tarfile.PAX_FORMAT)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(changes=st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.binary(min_size=1, max_size=12)), max_size=4))
+def test_no_damage_makes_the_reader_stumble(changes: list[tuple[int, bytes]]) -> None:
+    data = bytearray(SMALL)
+    for position, new in changes:
+        data[position : position + len(new)] = new
+        start = position // 512 * 512  # the checksum is put right, so that the damage is looked at
+        if start + 512 <= len(data):
+            total = sum(data[start : start + 148]) + 8 * 32 + sum(data[start + 156 : start + 512])
+            data[start + 148 : start + 156] = b"%06o\0 " % total
+    with contextlib.suppress(ImageError):
+        archive = Archive(io.BytesIO(bytes(data)), Bounds())
+        for name in archive.names:
+            archive.read(name, 1 << 20)
 
 
 def test_nothing_is_left_in_the_scratch_folder(content: Content) -> None:

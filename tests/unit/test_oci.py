@@ -1,9 +1,12 @@
 """Image names, platforms and documents are read as docker reads them, and what cannot work is said."""
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distributio.wire import oci
 
@@ -61,6 +64,24 @@ def test_names_are_read_as_docker_reads_them(text: str, full: str, short: str) -
 def test_what_is_no_name_is_refused(text: str) -> None:
     with pytest.raises(oci.OciError):
         oci.parse_reference(text)
+
+
+@settings(derandomize=True, deadline=None)
+@given(text=st.text(st.sampled_from("aA0.:/@-_[]\n é")) | st.text())
+def test_every_text_is_a_name_or_refused(text: str) -> None:
+    try:
+        reference = oci.parse_reference(text)
+    except oci.OciError:
+        return
+    assert oci.parse_reference(str(reference)) == reference
+
+
+@settings(derandomize=True, deadline=None)
+@given(data=st.binary())
+def test_every_document_is_read_or_refused(data: bytes) -> None:
+    for read in (oci.parse_document, oci.parse_config, oci.parse_saved):
+        with contextlib.suppress(oci.OciError):
+            read(data)
 
 
 def test_a_digest_is_what_a_registry_is_asked_for() -> None:
