@@ -1,0 +1,5 @@
+"""`python -m bench` measures this machine."""
+
+from bench.run import main
+
+main()
