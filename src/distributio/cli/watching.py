@@ -1,6 +1,7 @@
 """What a person sees while a job or a batch is waited for, and what Ctrl-C means then."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -38,7 +39,6 @@ def follow_job(client: "Client", job_id: str, log: IO[str]) -> JobView:
     try:
         for event in client.follow_log(job_id):
             if isinstance(event, LogText):
-                waiting.finish()
                 log.write(event.text)
                 log.flush()
             elif isinstance(event, JobChanged):
@@ -95,13 +95,16 @@ class _WaitingNotes(threading.Thread):
 
 def explanation_lines(why: Explanation) -> list[str]:
     """Why a job is where it is, in a few lines."""
-    lines = [f"Job {why.job} is {why.state}: {why.summary}"]
+    summary = why.summary or why.state
+    lines = [f"Job {why.job}: {summary}"]
+    batch = why.job.partition(".")[0]
     for reason in why.because[:_REASONS_SHOWN]:
         times = f" ({reason.count}×)" if reason.count > 1 else ""
-        if reason.sentence and reason.sentence not in why.summary:
+        if reason.sentence and reason.sentence.lower() not in summary.lower():
             lines.append(f"  {reason.sentence}{times}")
-        if reason.advice and reason.advice not in why.summary:
-            lines.append(f"  → {reason.advice}")
+        if reason.advice and reason.advice not in summary:
+            advice = re.sub(r"(`[^`]*) JOB\b", rf"\1 {why.job}", reason.advice)
+            lines.append("  → " + re.sub(r"(`[^`]*) BATCH\b", rf"\1 {batch}", advice))
     return lines
 
 
