@@ -23,7 +23,7 @@ import distributio
 from distributio.agent.runners import archive, selftest, supervise, usage
 from distributio.agent.runners.contract import Capabilities, Handle, Image, Phase, Progress, RunnerError
 from distributio.agent.runners.engine import Engine, candidates, words_of
-from distributio.agent.runners.flags import LABEL, RESULTS, ImageFacts, Profile, create_arguments
+from distributio.agent.runners.flags import LABEL, RESULTS, ImageFacts, Profile, create_arguments, runs_as_root
 from distributio.wire.native import Assignment
 from distributio.wire.results_tar import Bounds, normalise
 from distributio.wire.tar_blocks import BadResults
@@ -199,6 +199,7 @@ class ContainerRunner:
             "inputs": [
                 {"path": one.path, "source": str(inputs[one.digest]), "folder": one.is_folder} for one in spec.inputs
             ],
+            "opened": "" if runs_as_root(spec) else RESULTS,
             "wall_seconds": limits.wall_seconds,
             "memory_bytes": limits.memory_bytes,
             "disk_bytes": limits.disk_bytes + sum(one.size_bytes for one in spec.inputs),
@@ -438,10 +439,13 @@ class ContainerRunner:
         """Remove the container with all it wrote, and our files in the slot."""
         slot = Path(handle["slot"])
         mine = self._is_ours(handle)
+        deadline = time.monotonic() + _PATIENCE
         if mine and not (slot / supervise.ENDED).exists():
             (slot / supervise.STOP).write_text("now")
+        # A supervisor that is just beginning would create the container behind our back.
+        while mine and self._has_supervisor(slot) and time.monotonic() < deadline:
+            time.sleep(0.02)
         engine, _ = self._engine()
-        deadline = time.monotonic() + _PATIENCE
         # The engine may still be tidying up behind a container that has just ended, and then refuses.
         while (done := engine.run("rm", "-f", "-v", handle["name"])).returncode:
             if "no such container" in words_of(done).lower():
@@ -451,8 +455,6 @@ class ContainerRunner:
             time.sleep(0.1)
         if not mine:
             return
-        while self._has_supervisor(slot) and time.monotonic() < deadline:
-            time.sleep(0.02)
         for file in _FILES:
             (slot / file).unlink(missing_ok=True)
 

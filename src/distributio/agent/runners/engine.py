@@ -4,6 +4,7 @@ The agent's podman has storage, run files and configuration of its own, below th
 sees nor touches the owner's images and containers. Docker has one store for all; there we keep to our own names and labels.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -101,17 +102,15 @@ class Engine(Struct, frozen=True, kw_only=True):
             stderr=subprocess.PIPE,
         )
         assert child.stdin is not None
+        stdin, child.stdin = child.stdin, None
         try:
-            write(child.stdin)
-            child.stdin.close()
-        except BrokenPipeError:
-            child.stdin = None  # it says why below
+            # If the engine goes away in the middle, it says why below.
+            with contextlib.suppress(BrokenPipeError), stdin:
+                write(stdin)
         except BaseException:
             child.kill()
-            child.stdin = None
             child.communicate()
             raise
-        child.stdin = None
         said = child.communicate(timeout=LOAD_TIMEOUT_SECONDS)[1].decode(errors="replace").strip()
         if child.returncode:
             raise RunnerError("image-bad", f"{self.kind} would not load the image: {said[-1000:]}")

@@ -94,9 +94,6 @@ def _mounts(spec: Spec, image: ImageFacts, kind: str) -> list[str]:
     """Where the container can write: the results, memory for temporary files, and what inputs and the image need."""
     memory = spec.limits.memory_bytes
     tmpfs = {"/tmp": "mode=1777", "/var/tmp": "mode=1777", "/run": f"size={8 * _MEGABYTE}"}
-    if spec.user and spec.user.partition(":")[0] not in ("0", "root"):
-        # /root is closed to others in most images, and the results lie in it.
-        tmpfs["/root"] = f"mode=0755,size={_MEGABYTE}"
     for path, options in spec.tmpfs.items():
         tmpfs[checked_path(path, "the tmpfs")] = options
     volumes = [RESULTS]
@@ -117,11 +114,15 @@ def _mounts(spec: Spec, image: ImageFacts, kind: str) -> list[str]:
     if len(volumes) > _MOST_VOLUMES:
         raise RunnerError("spec-bad", f"{len(volumes)} writable folders; at most {_MOST_VOLUMES} are possible")
     arguments = [f"--volume={path}" for path in dict.fromkeys(volumes)]
-    copied = ",notmpcopyup" if kind == "podman" else ""
     for path, options in tmpfs.items():
         if path not in volumes:
-            arguments.append("--tmpfs=" + tmpfs_option(path, options, memory) + (copied if path == "/root" else ""))
+            arguments.append("--tmpfs=" + tmpfs_option(path, options, memory))
     return arguments
+
+
+def runs_as_root(spec: Spec) -> bool:
+    """Whether the job's first process is root in its container, as it is unless the job says otherwise."""
+    return spec.user.partition(":")[0] in ("", "0", "root")
 
 
 def _ulimits(spec: Spec, profile: Profile) -> list[str]:

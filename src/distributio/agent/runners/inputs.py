@@ -8,10 +8,17 @@ from typing import IO, Any
 from distributio.wire.tar_blocks import name_fault
 
 
-def write_tar(inputs: list[dict[str, Any]], stream: IO[bytes]) -> None:
+def write_tar(inputs: list[dict[str, Any]], stream: IO[bytes], opened: str = "") -> None:
     """Write files and folders under their places inside the container. A folder's tar is re-written member by member:
-    files and folders only, owner root, times 0; what else is in it is left out."""
+    files and folders only, owner root, times 0; what else is in it is left out. `opened` is a folder that any user in
+    the container shall be able to reach and write, although it lies in the home of root."""
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as out:
+        if opened:
+            for outer in reversed(PurePosixPath(opened).parents[:-1]):
+                out.addfile(_directory(str(outer.relative_to("/"))))
+            last = _directory(str(PurePosixPath(opened).relative_to("/")))
+            last.mode = 0o1777
+            out.addfile(last)
         for one in inputs:
             place = str(PurePosixPath(one["path"]).relative_to("/"))
             if one["folder"]:

@@ -28,8 +28,10 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 _TICK = 0.1
 _FIRST_TICK = 0.02  # until the first process is seen, so that short tasks are measured too
 _BEGINNING = 5.0
+_ABANDONED = "the engine's own process for this container was killed"
 _DISK_EVERY = 0.5
 _STATE_EVERY = 1.0
+_MOST_INTERRUPTIONS = 4
 _PATIENCE = 20.0  # for the engine to notice an end
 _LEAST_FREE_BYTES = 1 << 30  # on the host's own disk, or a twentieth of it if that is less
 _ENGINE_TIMEOUT = 120.0
@@ -67,7 +69,7 @@ class Supervisor:
         self.groups: usage.Cgroups | None = None
         self.seen = usage.Usage()
         self.suspended_seconds = 0.0
-        self.began = 0.0
+        self.began = time.monotonic()
         self.disk: list[str] | None = None
         self.disk_due = 0.0
         self.state_due = 0.0
@@ -76,6 +78,8 @@ class Supervisor:
         self.detail = ""
         self.kill_at: float | None = None
         self.attach: subprocess.Popen[bytes] | None = None
+        self.interruptions = 0
+        self.monitor = 0
         self.helper: usage.Inside | None = None
 
     # --- the engine -------------------------------------------------------------------------------------------
@@ -129,8 +133,11 @@ class Supervisor:
             write_whole(self.slot / STATE, {})
             (self.slot / PIDFILE).unlink(missing_ok=True)
             self.engine("create", *self.plan["create"])
-            if self.plan["inputs"]:
+            if self.plan["inputs"] or self.plan["opened"]:
                 self.copy_inputs()
+            if (self.slot / STOP).exists():
+                self.cause = "stopped"
+                return
             self.began = time.monotonic()
             write_whole(self.slot / STARTED, {"boot": boot, "monotonic": self.began})
             self.attach = self.attach_log("start", "--attach", "--sig-proxy=false", self.name)
@@ -171,7 +178,7 @@ class Supervisor:
         os.close(reading)
         try:
             with os.fdopen(writing, "wb") as stream:
-                inputs.write_tar(self.plan["inputs"], stream)
+                inputs.write_tar(self.plan["inputs"], stream, self.plan["opened"])
         except BrokenPipeError:
             pass  # the engine says why below
         words = child.communicate(timeout=_ENGINE_TIMEOUT)[1].decode(errors="replace")
@@ -222,6 +229,9 @@ class Supervisor:
         if self.pidfd < 0:
             self.watch_process()
         self.sample()
+        if self.is_abandoned():
+            self.detail = _ABANDONED
+            return "lost"
         if (self.slot / LOG).stat().st_size > self.plan["log_bytes"]:
             return "log-limit"
         if self.wall(now) > self.plan["wall_seconds"]:
@@ -235,6 +245,15 @@ class Supervisor:
             if too_much:
                 return too_much
         return "memory-limit" if not suspended and self.memory_exceeded() else ""
+
+    def is_abandoned(self) -> bool:
+        """Whether the engine's process that watches the container, and would learn how it ends, has gone before it."""
+        if self.pidfd < 0:
+            return False
+        pid, name = usage.parent(self.pid)
+        if name == "conmon":
+            self.monitor = pid
+        return bool(self.monitor and pid and pid != self.monitor)
 
     def memory_exceeded(self) -> bool:
         """Whether it uses too much memory; only asked of us where the kernel does not see to it."""
@@ -311,13 +330,21 @@ class Supervisor:
             if self.attach.poll() is not None:
                 if not self.is_alive():
                     return
-                self.follow_again()  # only the log's reader was killed
+                self.follow_again()  # only the log's reader was killed, or there is nothing to read from any more
+                self.interruptions += 1
+                if self.interruptions >= _MOST_INTERRUPTIONS:
+                    self.cause = self.cause or "lost"
+                    self.detail = _ABANDONED
+                    self.kill()
+                    return
                 continue
             now = time.monotonic()
             if not self.cause:
                 self.cause = self.check(now)
                 if self.cause:
                     self.kill()
+                if self.cause == "lost":
+                    return  # nobody would tell us of the end
             self.heed_stop(now)
             if self.kill_at is not None and now >= self.kill_at:
                 self.kill()
@@ -389,14 +416,14 @@ class Supervisor:
     def end(self) -> dict[str, Any]:
         """How it ended, with everything measured."""
         record, deadline = self.record(), time.monotonic() + _PATIENCE
-        while record.get("State", {}).get("Running") and time.monotonic() < deadline:
+        while self.cause != "lost" and record.get("State", {}).get("Running") and time.monotonic() < deadline:
             time.sleep(_TICK)
             record = self.record()
         results = [str(m["Source"]) for m in record.get("Mounts", []) if m.get("Destination") == self.plan["results"]]
         entries = self.look("entries", *results) if results else None
         write_whole(self.slot / RECORD, {"results": entries})
-        if self.cause == "host-disk-full":
-            return verdict.fault("host-disk-full", self.detail)
+        if self.cause in ("host-disk-full", "lost"):
+            return verdict.fault(self.cause, self.detail)
         if self.cause == "stopped":
             return verdict.stopped()
         if self.cause:

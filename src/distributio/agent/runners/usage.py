@@ -110,6 +110,14 @@ def _stat(pid: int) -> list[str]:
     return _read(Path(f"/proc/{pid}/stat")).rpartition(") ")[2].split()
 
 
+def parent(pid: int) -> tuple[int, str]:
+    """A process's parent and its name; (0, "") when the process is gone."""
+    fields = _stat(pid)
+    if len(fields) < 2 or fields[0] == "Z":
+        return 0, ""
+    return int(fields[1]), _read(Path(f"/proc/{fields[1]}/comm")).strip()
+
+
 def descendants(pid: int) -> list[int]:
     """A process and everything below it. In a container the first process inherits what is orphaned, so this is all."""
     children: dict[int, list[int]] = {}
