@@ -43,6 +43,34 @@ class Commands(ABC):
         """Say how far it is, then go on for so long."""
 
 
+class PythonCommands(Commands):
+    """The same in an image that holds Python."""
+
+    def echo(self, *lines: str, pause: float = 0.0) -> list[str]:
+        return python(f"import time\nfor line in {lines!r}: print(line, flush=True); time.sleep({pause})")
+
+    def sleep(self, seconds: float) -> list[str]:
+        return python(f"import time; time.sleep({seconds})")
+
+    def exit(self, code: int) -> list[str]:
+        return python(f"raise SystemExit({code})")
+
+    def write(self, path: str, text: str) -> list[str]:
+        return python(
+            "import os, pathlib\n"
+            f"target = pathlib.Path(os.environ['DISTRIBUTIO_RESULTS'], {path!r})\n"
+            f"target.parent.mkdir(parents=True, exist_ok=True); target.write_text({text!r})"
+        )
+
+    def progress(self, fraction: float, seconds: float) -> list[str]:
+        return self.echo(f"##distributio progress {fraction}", pause=seconds)
+
+
+def python(code: str) -> list[str]:
+    """A command that runs some Python."""
+    return ["python", "-c", code]
+
+
 class Candidate:
     """A kind of runner under examination: how to make one, where its data lies, and an image it can run."""
 

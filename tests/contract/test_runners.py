@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from contract.runner import Candidate, Commands, RunnerExamination
+from contract.runner import Candidate, Commands, PythonCommands, RunnerExamination, python
 from image_fixture import python_image_layout
 
 from distributio.agent.runners import selftest
@@ -38,34 +38,6 @@ class FakeCommands(Commands):
 
     def progress(self, fraction: float, seconds: float) -> list[str]:
         return ["progress", str(fraction), ";", "sleep", str(seconds)]
-
-
-class PythonCommands(Commands):
-    """The same in an image that holds Python."""
-
-    def echo(self, *lines: str, pause: float = 0.0) -> list[str]:
-        return python(f"import time\nfor line in {lines!r}: print(line, flush=True); time.sleep({pause})")
-
-    def sleep(self, seconds: float) -> list[str]:
-        return python(f"import time; time.sleep({seconds})")
-
-    def exit(self, code: int) -> list[str]:
-        return python(f"raise SystemExit({code})")
-
-    def write(self, path: str, text: str) -> list[str]:
-        return python(
-            "import os, pathlib\n"
-            f"target = pathlib.Path(os.environ['DISTRIBUTIO_RESULTS'], {path!r})\n"
-            f"target.parent.mkdir(parents=True, exist_ok=True); target.write_text({text!r})"
-        )
-
-    def progress(self, fraction: float, seconds: float) -> list[str]:
-        return self.echo(f"##distributio progress {fraction}", pause=seconds)
-
-
-def python(code: str) -> list[str]:
-    """A command that runs some Python."""
-    return ["python", "-c", code]
 
 
 class TestFake(RunnerExamination):

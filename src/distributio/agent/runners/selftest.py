@@ -54,6 +54,11 @@ class Finding(Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
+def digest_of(content: bytes) -> str:
+    """How content is named."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
 def host_platform() -> str:
     """This machine, as images name it."""
     machine = platform.machine()
@@ -98,15 +103,15 @@ def write_layout(layout: Path, architecture: str) -> str:
     blobs.mkdir(parents=True, exist_ok=True)
 
     def put(content: bytes) -> tuple[str, int]:
-        value = hashlib.sha256(content).hexdigest()
-        (blobs / value).write_bytes(content)
-        return f"sha256:{value}", len(content)
+        digest = digest_of(content)
+        (blobs / digest.removeprefix("sha256:")).write_bytes(content)
+        return digest, len(content)
 
     config = {
         "architecture": architecture,
         "os": "linux",
         "config": {"Entrypoint": ["/selftest"]},
-        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(unpacked).hexdigest()]},
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(unpacked)]},
     }
     kind = "application/vnd.oci.image"
     config_digest, config_size = put(json.dumps(config).encode())
