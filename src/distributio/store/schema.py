@@ -316,3 +316,82 @@ logs = Table(
 counters = Table(
     "counters", metadata, Column("name", Text, primary_key=True), Column("next", BigInteger, nullable=False)
 )
+
+# --- stock BOINC clients ------------------------------------------------------------------------------------------
+
+# A person's account as BOINC clients know it. The authenticator is kept plain: it is told again to whoever has the password.
+boinc_accounts = Table(
+    "boinc_accounts",
+    metadata,
+    Column("user_id", Id, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("authenticator", Text, nullable=False, unique=True),
+    Column("cross_project_id", Text, nullable=False),
+    _word("venue", ""),
+    _word("project_preferences", ""),
+    _word("global_preferences", ""),
+    Column("global_preferences_at", Float, nullable=False, server_default="0"),
+)
+
+boinc_hosts = Table(
+    "boinc_hosts",
+    metadata,
+    Column("host_id", Id, ForeignKey("hosts.id", ondelete="CASCADE"), primary_key=True),
+    _count("seqno"),  # of its calls; a lower one than before: its data folder was copied
+    Column("cpid", Text, nullable=False),  # MD5 of what the client calls itself and the owner's address
+    _word("engine", "unknown"),  # whether containers run there: unknown, works, missing
+    Column("engine_at", Float, nullable=False, server_default="0"),
+    _word("venue", ""),
+    Index(None, "cpid"),
+)
+
+boinc_apps = Table(
+    "boinc_apps",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("title", Text, nullable=False),
+    Column("outputs", Text, nullable=False),  # names of the files a task may bring back, as JSON
+    Column("created_at", Float, nullable=False),
+)
+
+boinc_versions = Table(
+    "boinc_versions",
+    metadata,
+    _id(),
+    _ref("app_id", "boinc_apps"),
+    Column("platform", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("plan_class", Text, nullable=False),
+    Column("document", Text, nullable=False),  # store.boinc.VersionFiles
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("app_id", "platform", "version", "plan_class"),
+)
+
+boinc_version_files = Table(
+    "boinc_version_files",
+    metadata,
+    Column("version_id", Id, ForeignKey("boinc_versions.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Index(None, "digest"),
+)
+
+# BOINC names content by MD5, and a large layer is not read again for that.
+content_md5s = Table(
+    "content_md5s",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("md5", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+)
+
+# Messages that running tasks sent; a client sends one again until it is acknowledged.
+trickles = Table(
+    "trickles",
+    metadata,
+    Column("task_id", Id, primary_key=True, autoincrement=False),
+    Column("sent_at", BigInteger, primary_key=True, autoincrement=False),
+    Column("host_id", Id, nullable=False),
+    Column("variety", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("received_at", Float, nullable=False),
+)
