@@ -44,7 +44,13 @@ class Call:
         self.answer(status, msgspec.json.encode(value), **headers)
 
     def problem(self, status: int, code: str, **headers: str) -> None:
-        body = {"title": "It went wrong", "status": status, "code": code, "detail": "because", "advice": "Do this"}
+        body = {
+            "title": "It went wrong",
+            "status": status,
+            "code": code,
+            "detail": "because of it",
+            "advice": "Do this",
+        }
         self.json(body, status, **headers)
 
     def cut(self, status: int | None = None, body: bytes = b"", **headers: str) -> None:
@@ -203,7 +209,7 @@ def test_a_refusal_says_what_why_and_what_to_do(site: Site, client: Client) -> N
     site.script = lambda call, number: call.problem(403, "quota-exceeded")
     with pytest.raises(SiteError) as refusal:
         client.submit(SUBMISSION)
-    assert str(refusal.value) == "It went wrong. because. Do this."
+    assert str(refusal.value) == "It went wrong. Because of it. Do this."
     assert (refusal.value.code, refusal.value.status) == ("quota-exceeded", 403)
     assert len(site.calls) == 1
 

@@ -88,9 +88,7 @@ def push(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Send an image from this machine's podman or docker to the site."""
-    local = local_engine.find(reference)
-    if local is None:
-        raise Stop(f"Neither a podman nor a docker here holds {reference}. `podman images` lists what it holds.")
+    local = local_engine.must_find_somewhere(reference)
     with config.connect(url, project) as client:
         image = sending.import_local(client, local, name)
     show.many([image], _COLUMNS, output, lambda view: view.id, "")

@@ -37,6 +37,14 @@ def find(reference: str, engines: tuple[str, ...] = ENGINES) -> LocalImage | Non
     return None
 
 
+def must_find_somewhere(reference: str) -> LocalImage:
+    """The image in any local engine, or why not."""
+    image = find(reference)
+    if image is None:
+        raise Stop(f"Neither a podman nor a docker here holds {reference}. `podman images` lists what it holds.")
+    return image
+
+
 def must_find(reference: str, engine: str) -> LocalImage:
     """The image in this engine, or why not."""
     if engine not in ENGINES:

@@ -26,6 +26,8 @@ def send(client: "Client", order: Order) -> BatchView:
     check(order)
     _heed_pull(client, order)
     submission = order.submission(upload_inputs(client, order))
+    if _is_local(order.spec.image) and not _is_held(client, order.spec.image):
+        import_local(client, local_engine.must_find_somewhere(order.spec.image))  # no registry has it
     key = uuid.uuid4().hex
     try:
         batch = client.submit(submission, key=key)
@@ -89,11 +91,8 @@ def _heed_pull(client: "Client", order: Order) -> None:
     if order.pull == "always":
         client.import_image(order.spec.image, refresh=True)
     if order.pull == "local":
-        local = local_engine.find(order.spec.image)
-        if local is None:
-            raise Stop(f"--local: neither a podman nor a docker here holds {order.spec.image}. Pull or build it first.")
-        import_local(client, local)
-    if order.pull == "never" and not any(_same(image.reference, order.spec.image) for image in client.images()):
+        import_local(client, local_engine.must_find_somewhere(order.spec.image))
+    if order.pull == "never" and not _is_held(client, order.spec.image):
         raise Stop(
             f"The site holds no image {order.spec.image}, and --pull never forbids fetching it. "
             f"Import it with `distributio image import {order.spec.image}`.",
@@ -101,8 +100,12 @@ def _heed_pull(client: "Client", order: Order) -> None:
         )
 
 
-def _same(held: str, wanted: str) -> bool:
-    return canonical(held) == canonical(wanted)
+def _is_held(client: "Client", reference: str) -> bool:
+    return any(canonical(image.reference) == canonical(reference) for image in client.images())
+
+
+def _is_local(reference: str) -> bool:
+    return reference.startswith("localhost/")  # as podman names what was built or tagged on this machine
 
 
 def canonical(reference: str) -> str:

@@ -82,7 +82,7 @@ def one(thing: Any, facts: Sequence[tuple[str, str]], output: Output, identify: 
         width = max((len(name) for name, _ in facts), default=0)
         for name, value in facts:
             if value:
-                line(f"{name:<{width}}  {painted(value)}")
+                line(f"{name:<{width}}  {painted(value)}" if width else value)
 
 
 def table(rows: Sequence[Sequence[str]], columns: Sequence[Column], write: Callable[[str], None] = line) -> None:

@@ -147,12 +147,12 @@ def _bars(batch: BatchView) -> Iterator[Any]:
 @contextmanager
 def _lines(batch: BatchView) -> Iterator[Any]:
     begun = time.monotonic()
-    said_at, said = 0.0, ""
+    said_at, said = begun - _LINE_SECONDS, ""
 
     def show_it(view: BatchView) -> None:
         nonlocal said_at, said
         now, text = time.monotonic(), counted(view)
-        if text != said and (now - said_at >= _LINE_SECONDS or view.state != "active"):
+        if text != said and now - said_at >= _LINE_SECONDS and view.state == "active":
             said_at, said = now, text
             show.note(f"Batch {view.id}: {text}{_remaining(view, now - begun)}")
 

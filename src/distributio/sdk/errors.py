@@ -1,5 +1,7 @@
 """What can go wrong between a program and a site, in words that say what happened, why, and what to do next."""
 
+import re
+
 from distributio.wire.native import Problem
 
 
@@ -48,4 +50,11 @@ def _sentence(problem: Problem) -> str:
     parts.extend(error for error in problem.errors if error != problem.detail)
     if problem.advice:
         parts.append(problem.advice)
-    return " ".join(part if part.endswith((".", "?", "!", ":")) else part + "." for part in parts)
+    return " ".join(map(_as_sentence, parts))
+
+
+def _as_sentence(text: str) -> str:
+    # What begins with a name, as of an image, keeps it as it is.
+    if re.match(r"[a-z]+ ", text):
+        text = text[0].upper() + text[1:]
+    return text if text.endswith((".", "?", "!", ":")) else text + "."
