@@ -25,7 +25,7 @@ from distributio.server import (
     operations,
     problems,
 )
-from distributio.server.pages import pages
+from distributio.server.pages import errors, pages, sessions
 from distributio.server.problems import Refused
 from distributio.server.registry import Registry
 from distributio.server.routes import Call, Route, json_response
@@ -307,6 +307,8 @@ async def authorize(site: Site, route: Route, request: Request) -> tuple[Any, An
     """The caller or the host a request comes from, if the route asks for one. Raises Refused."""
     if route.access == "public":
         return None, None
+    if route.access in sessions.ACCESS:
+        return await sessions.visitor(site, route, request), None
     authorization = request.headers.get("authorization", "")
     if route.access == "host":
         return None, await host_api.authenticate(site, authorization)
@@ -335,7 +337,7 @@ def endpoint(site: Site, route: Route) -> Callable[[Request], Awaitable[Response
             body = decoder.decode(await _json_body(site, request)) if decoder else None
             answer = await route.handler(Call(site, request, caller, host, body))
         except Exception as error:
-            return problems.response(error)
+            return errors.page(site, request, error) if route.access in sessions.ACCESS else problems.response(error)
         return answer if isinstance(answer, Response) else json_response(answer, route.status)
 
     return serve
@@ -366,7 +368,7 @@ class Application:
         registry = Registry(site.content, access.find_manifest, access.may_read)
         self._rest = Starlette(
             routes=[*routes, *registry.routes()],
-            exception_handlers={404: _unknown_page, 405: _wrong_method},
+            exception_handlers={404: self._unknown_page, 405: self._wrong_method},
         )
 
     async def __call__(self, scope: host_api.Scope, receive: host_api.Receive, send: host_api.Send) -> None:
@@ -384,10 +386,15 @@ class Application:
         await self._rest(scope, receive, send)
         log.debug("served", method=scope["method"], path=path, seconds=round(time.monotonic() - started, 4))
 
+    async def _unknown_page(self, request: Request, error: Exception) -> Response:
+        return await self._refuse(request, problems.not_found(f"page {request.url.path[:200]}"))
 
-async def _unknown_page(request: Request, error: Exception) -> Response:
-    return problems.response(problems.not_found(f"page {request.url.path}"))
+    async def _wrong_method(self, request: Request, error: Exception) -> Response:
+        what = f"{request.method} is not for {request.url.path[:200]}"
+        return await self._refuse(request, Refused(405, "method-not-allowed", what))
 
-
-async def _wrong_method(request: Request, error: Exception) -> Response:
-    return problems.response(Refused(405, "method-not-allowed", f"{request.method} is not for {request.url.path}"))
+    async def _refuse(self, request: Request, refused: Refused) -> Response:
+        """Programs get a problem, people a page."""
+        if request.url.path.startswith(("/api/", "/v2")):
+            return problems.response(refused)
+        return await errors.outside(self.site, request, refused)

@@ -336,7 +336,7 @@ async def explain_job(call: Call) -> Answer:
     return await explaining.explain(call.site, job, number, project_id)
 
 
-def _telling_task(job: JobView, attempt: str) -> int | None:
+def telling_task(job: JobView, attempt: str) -> int | None:
     """The task whose log is meant: the one asked for, else the canonical, the running, or the last that a host had."""
     if attempt:
         if not attempt.isdigit() or int(attempt) >= len(job.tasks):
@@ -357,7 +357,7 @@ async def job_log(call: Call) -> Response:
     job, number, _ = await find_job(call)
     attempt = call.query("attempt")
     if not call.query("follow"):
-        task = _telling_task(job, attempt)
+        task = telling_task(job, attempt)
         data = await call.site.read(views.log_of, task) if task is not None else b""
         return Response(data, media_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})
     return _event_stream(_log_events(call, job, number, attempt))
@@ -376,7 +376,7 @@ async def _log_events(call: Call, job: JobView, number: int, attempt: str) -> As
             if found is None:
                 return
             job = found[0]
-            telling = _telling_task(job, attempt)
+            telling = telling_task(job, attempt)
             if telling != task:
                 offset = offset if task is None else 0
                 task = telling

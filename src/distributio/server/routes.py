@@ -34,6 +34,11 @@ class Call:
         return self._caller
 
     @property
+    def visitor(self) -> Caller | None:
+        """The person who looks at a page, if he is signed in."""
+        return self._caller
+
+    @property
     def host(self) -> KnownHost:
         """The host that asks. Only in routes for hosts."""
         assert self._host is not None
@@ -110,8 +115,8 @@ Handler = Callable[[Call], Awaitable[Answer]]
 
 
 class Route(Struct, frozen=True, kw_only=True):
-    """A row of the table of routes. `access` is "public", "person", "operator" or "host"; roles in a project are checked
-    where the project is known."""
+    """A row of the table of routes. `access` is "public", "person", "operator" or "host"; for pages in a browser "visitor"
+    (signed in or not) or "session" (signed in). Roles in a project are checked where the project is known."""
 
     method: str
     path: str
