@@ -32,6 +32,7 @@ def serve(
         )
         server.configure_logging(settings)
         if worker:
+            server.end_with_parent()
             site, _ = server.start_up(settings)
             server.run(settings, site, [server.bind(settings, shared=True)], lambda: None)
             return
@@ -45,8 +46,13 @@ def serve(
             if settings.processes > 1:
                 sock.close()
                 site.database.close()
-                _announce(site.url, settings.data, token)
-                raise typer.Exit(server.Crew([*_self(), *sys.argv[1:], "--worker"], settings.processes).run())
+                crew = server.Crew(
+                    [*_self(), *sys.argv[1:], "--worker"],
+                    settings.processes,
+                    settings_module.address(settings),
+                    lambda: _announce(site.url, settings.data, token),
+                )
+                raise typer.Exit(crew.run())
             server.run(settings, site, [sock], lambda: _announce(site.url, settings.data, token))
     except (settings_module.SettingsError, StoreError) as error:
         typer.echo(f"distributio: {error}", err=True)

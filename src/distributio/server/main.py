@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import os
 import signal
@@ -225,8 +226,10 @@ def bind(settings: Settings, *, shared: bool = False) -> socket.socket:
 class Crew:
     """Several server processes on one address: each is started again if it dies, until the crew is told to stop."""
 
-    def __init__(self, command: list[str], count: int) -> None:
+    def __init__(self, command: list[str], count: int, address: tuple[str, int], ready: Callable[[], None]) -> None:
         self._command = command
+        self._address = address
+        self._ready: Callable[[], None] | None = ready
         self._workers: list[subprocess.Popen[bytes] | None] = [None] * count
         self._closing = False
 
@@ -240,6 +243,9 @@ class Crew:
                     if worker is not None:
                         log.warning("a server process ended, another is started", code=worker.returncode)
                     self._workers[index] = subprocess.Popen(self._command)
+            if self._ready is not None and _answers(self._address):
+                self._ready()
+                self._ready = None
             time.sleep(0.2)
         for worker in self._workers:
             if worker is not None:
@@ -251,3 +257,16 @@ class Crew:
 
     def _stop(self, number: int, frame: object) -> None:
         self._closing = True
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def end_with_parent() -> None:
+    """A worker stops when its crew is gone, however that ended (prctl(2), PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
