@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from distributio.agent import facts, hardware, planner, policy, recovery
 from distributio.agent.cache import Cache
@@ -108,7 +109,7 @@ class Agent:
     def answered(self, answer: TurnAnswer) -> None:
         """The site has spoken."""
         self._keys_unknown = 0
-        for task in answer.acknowledged:
+        for task in (*answer.acknowledged, *answer.cancel):
             if self._holdings.is_at(task, {Stage.REPORTING}):
                 self._spawn("forget", self._carrier.clean, task, self._carrier.forget(task))
         for task in answer.cancel:
@@ -291,13 +292,13 @@ class Agent:
         name = self._membership.site_name
         try:
             self._site.detach()
+        except KeyUnknown:
+            log.debug("%s knew of it already", name)
         except (SiteAway, Refused) as error:
             self._folder.leave()
             return (
                 f"the key is forgotten here, but {name} could not be told ({error}). Remove this host on its pages too."
             )
-        except KeyUnknown:
-            pass  # it was told before
         self._folder.leave()
         return f"detached from {name}"
 
@@ -341,12 +342,15 @@ class Agent:
         is_first = self._policy_stamp is None
         self._policy_stamp = stamp
         try:
-            self._policy = policy.parse(path.read_text(encoding="utf-8")) if stamp else policy.OwnerPolicy()
+            read = self._folder.policy()
         except policy.PolicyError as error:
             if is_first:
                 raise
             log.warning("%s The limits from before stay in force.", error)
             return False
+        # The runner's sandbox was made at the start: what it lets through cannot change under running tasks.
+        network = read.network_allowed if is_first else self._policy.network_allowed
+        self._policy = replace(read, network_allowed=network)
         self._carrier.stream_logs = self._policy.stream_logs
         return True
 

@@ -190,9 +190,11 @@ class Carrier:
                     outcome = "failed" if error.code in _FAULTS_OF_THE_COMMAND else "error"
                     report = replace(report, outcome=outcome, cause=error.code, detail=str(error))
                     rest = 0
-            small = report.output_bytes <= INLINE_OUTPUT_BYTES and (rest <= INLINE_BYTES or self.stream(held).is_full)
-            stage = Stage.REPORTING if small else Stage.COLLECTED
-            sent = self.stream(held).sent
+            stream = self.stream(held)
+            log_fits = stream.is_full or (stream.is_sure and rest <= INLINE_BYTES)
+            fits = report.output_bytes <= INLINE_OUTPUT_BYTES and log_fits
+            stage = Stage.REPORTING if fits else Stage.COLLECTED
+            sent = stream.sent
             self._holdings.move(task, {Stage.COLLECTING}, stage, durable=True, report=report, log_sent=sent)
             if runner is not None and handle is not None:
                 self._remove(held, runner, handle)
@@ -236,7 +238,8 @@ class Carrier:
         if held is None or held.stage is Stage.STOPPING:
             return False
         report = TaskReport(task=task, outcome="abandoned", cause=cause)
-        if self._holdings.move(task, {held.stage}, Stage.STOPPING, report=report) is None:
+        sent = self.stream(held).sent
+        if self._holdings.move(task, {held.stage}, Stage.STOPPING, report=report, log_sent=sent) is None:
             return self.release(task, cause)  # it moved on meanwhile
         log.info("%s: %s", label(held), f"given back ({cause})" if held.wanted else "no longer wanted, stopped")
         return True
@@ -280,7 +283,7 @@ class Carrier:
             report = replace(report, output=self._folder.output(held.task).read_bytes())
         path = self._folder.log(held.task)
         if not path.exists():
-            return report
+            return replace(report, log_offset=self.stream(held).sent)
         offset, rest = self.stream(held).rest(_file_reader(path, held.log_sent))
         return replace(report, log=rest or None, log_offset=offset)
 
@@ -288,7 +291,9 @@ class Carrier:
         """The task's log on its way."""
         stream = self._streams.get(held.task)
         if stream is None:
-            stream = self._streams[held.task] = LogStream(self._site, held.task, held.log_sent, self._draw)
+            stream = self._streams[held.task] = LogStream(
+                self._site, held.task, held.log_sent, self._draw, is_sure=held.task not in self._recovered
+            )
         return stream
 
     def _note(self, held: Held, progress: Progress) -> None:

@@ -18,6 +18,7 @@ from distributio.agent.site import KeyUnknown, Refused, Site, SiteAway, pause_se
 from distributio.wire.native import HostFacts, TaskProgress, TaskReport, Turn, TurnAnswer, WorkRequest
 
 WAIT_SECONDS = 30.0
+HOLDING_WAIT_SECONDS = 10.0  # with tasks: that one is no longer wanted should not be heard too late
 TURNS_AT_ONCE = 6
 REPORTS_AT_ONCE = 100
 _WANT_NEWS_SECONDS = 0.03  # a task that ends makes room, and its report, which says so too, is a moment behind
@@ -163,7 +164,7 @@ class Conversation:
                 if task not in said
             ],
             want=news.want,
-            wait_seconds=WAIT_SECONDS,
+            wait_seconds=HOLDING_WAIT_SECONDS if news.held else WAIT_SECONDS,
         )
         return turn, opened
 

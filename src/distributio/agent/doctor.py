@@ -55,7 +55,7 @@ def _policy(folder: Folder) -> Finding:
     if not path.exists():
         return Finding(name="policy", ok=True, detail=f"no {path}: everything is lent but a quarter of the memory")
     try:
-        policy.parse(path.read_text(encoding="utf-8"))
+        folder.policy()
     except policy.PolicyError as error:
         return Finding(name="policy", ok=False, detail=str(error), advice=f"Correct {path}.")
     return Finding(
@@ -126,7 +126,7 @@ def _control_groups() -> Finding:
 def _runner(folder: Folder, name: str) -> Iterator[Finding]:
     try:
         seen = engines.load(name, folder).probe()
-    except (RunnerError, engines.UnknownRunner) as error:
+    except (RunnerError, engines.UnknownRunner, policy.PolicyError) as error:
         yield Finding(name="engine", ok=False, detail=str(error), advice="Install podman: sudo apt install podman")
         return
     if not seen.works:

@@ -11,12 +11,12 @@ class UnknownRunner(ValueError):
 
 
 def load(name: str, folder: Folder) -> Runner:
-    """The runner of this name, working in the agent's data folder."""
+    """The runner of this name, working in the agent's data folder. What its tasks may reach is settled here."""
     match name:
         case "container":
             from distributio.agent.runners.container import ContainerRunner
 
-            return ContainerRunner(folder.root)
+            return ContainerRunner(folder.root, network_allowed=folder.policy().network_allowed)
         case "fake":
             from distributio.agent.runners.fake import FakeRunner
 

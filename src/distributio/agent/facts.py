@@ -32,5 +32,4 @@ def describe(name: str, lent: policy.Allowed, capabilities: Mapping[str, Capabil
 
 def attaching(folder: Folder, name: str, capabilities: Mapping[str, Capabilities]) -> HostFacts:
     """The same for a host that is about to join, from its policy file."""
-    owner = policy.parse(folder.policy_path.read_text(encoding="utf-8"))
-    return describe(name, policy.lent(owner, hardware.Sensors(folder.root).look({})), capabilities)
+    return describe(name, policy.lent(folder.policy(), hardware.Sensors(folder.root).look({})), capabilities)

@@ -7,6 +7,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from distributio.agent.policy import OwnerPolicy, parse
+
 
 class NotAttached(Exception):
     """This host has joined no site yet; the message says how to."""
@@ -80,6 +82,13 @@ class Folder:
     def leave(self) -> None:
         """Forget the key."""
         self.membership_path.unlink(missing_ok=True)
+
+    def policy(self) -> OwnerPolicy:
+        """The owner's policy; the default one if there is no file. Raises PolicyError."""
+        try:
+            return parse(self.policy_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return OwnerPolicy()
 
     @property
     def is_suspended(self) -> bool:

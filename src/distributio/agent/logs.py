@@ -18,13 +18,14 @@ class LogStream:
     """One task's log on its way to the site. The site's own count of bytes is what holds; each piece says where it
     belongs, so that a piece sent twice is kept once."""
 
-    def __init__(self, site: Site, task: int, sent: int, draw: random.Random) -> None:
+    def __init__(self, site: Site, task: int, sent: int, draw: random.Random, *, is_sure: bool) -> None:
         self._site = site
         self._task = task
         self._draw = draw
         self._not_before = 0.0
         self._failures = 0
         self.sent = sent
+        self.is_sure = is_sure  # of what was sent: not after a restart, until the site has said it
         self.is_full = False  # the site takes no more
 
     def push(self, read: Read) -> bool:
@@ -47,6 +48,8 @@ class LogStream:
 
     def drain(self, read: Read, leave_bytes: int) -> None:
         """Send all but the last few bytes, which fit into the report. Raises SiteAway."""
+        if not self.is_sure:
+            self._send(b"")
         while not self.is_full and len(read(self.sent, leave_bytes + 1)) > leave_bytes:
             self._send(read(self.sent, PIECE_BYTES))
 
@@ -67,6 +70,7 @@ class LogStream:
         except Refused:
             self.is_full = True  # the site no longer wants this task's log; the report will say the rest
             return
-        if held == offset:
+        if held == offset and data:
             self.is_full = True
         self.sent = held
+        self.is_sure = True

@@ -91,7 +91,7 @@ def plan(situation: Situation) -> Plan:
     leaving = {one.task for one in give_back}
     staying = [one for one in wanted if one.task not in leaving]
     ready = [one for one in staying if one.task not in situation.not_now]
-    suspend, resume, start, room = _share_processors(situation, staying)
+    suspend, resume, start, room = _share_processors(situation, held, staying)
     return Plan(
         forget=tuple(one.task for one in held if not one.wanted and one.stage is not Stage.STOPPING),
         give_back=give_back,
@@ -138,23 +138,24 @@ def _lent(allowed: Allowed) -> Room:
 
 
 def _share_processors(
-    situation: Situation, held: Sequence[Held]
+    situation: Situation, held: Sequence[Held], staying: Sequence[Held]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Room]:
-    """Who is suspended, goes on and starts, oldest first, and the room that is left."""
+    """Who is suspended, goes on and starts, oldest first, and the room that is left. What is leaving takes room until it
+    has left."""
     allowed = situation.allowed
     cpus = allowed.cpus if allowed.may_compute else 0.0
     suspend, cpus = _to_suspend(held, cpus)
     resume: list[int] = []
-    for one in held:
+    for one in staying:
         need = one.assignment.spec.limits.cpus
         if one.stage is Stage.SUSPENDED and need <= cpus + _CRUMB:
             resume.append(one.task)
             cpus -= need
     left = _beside_what_is_kept(allowed, held, cpus)
     start: tuple[int, ...] = ()
-    all_go_on = all(one.stage is not Stage.SUSPENDED or one.task in resume for one in held)
+    all_go_on = all(one.stage is not Stage.SUSPENDED or one.task in resume for one in staying)
     if all_go_on and allowed.may_compute and not situation.closing:
-        start, left = _to_start([one for one in held if one.task not in situation.not_now], left)
+        start, left = _to_start([one for one in staying if one.task not in situation.not_now], left)
     return tuple(suspend), tuple(resume), start, left
 
 
@@ -164,7 +165,7 @@ def _to_suspend(held: Sequence[Held], cpus: float) -> tuple[list[int], float]:
     suspend = []
     for one in held:
         need = one.assignment.spec.limits.cpus
-        if one.stage is Stage.RUNNING and need > cpus + _CRUMB:
+        if one.stage is Stage.RUNNING and one.wanted and need > cpus + _CRUMB:
             suspend.append(one.task)
         elif one.stage in USING_PROCESSOR or one.stage is Stage.STOPPING:
             cpus -= need

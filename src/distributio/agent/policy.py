@@ -181,9 +181,9 @@ def template(cpus: float, memory: str, disk: str) -> str:
     return f"""\
 # What this computer lends. Changes are noticed within a second; nothing needs to be restarted.
 
-cpus = {cpus:g}            # processors; 0: all of them
-memory = "{memory}"          # for all tasks together; "": three quarters of what is built in
-disk = "{disk}"         # for all tasks together
+{f"cpus = {cpus:g}":<21} # processors; 0: all of them
+{f'memory = "{memory}"':<21} # for all tasks together; "": three quarters of what is built in
+{f'disk = "{disk}"':<21} # for all tasks together
 disk_reserve = "2g"   # left free on the disk whatever else is allowed
 cache = "10g"         # images and inputs kept for next time, as they are fetched; the oldest go first
 gpus = 0
@@ -195,7 +195,7 @@ idle_load = 0.25      # with only_when_idle: the share of the processors its own
 on_battery = false
 max_celsius = 0       # suspend above this temperature of the processor; 0: do not look
 
-network_allowed = false   # whether tasks that ask for it may reach the network
+network_allowed = false   # whether tasks that ask for it may reach the network; noticed at the next start
 projects = []             # whose work, such as ["climate"]; []: everyone's
 look_ahead = 1.0          # how many short tasks wait here for a free processor, as a share of cpus; 0: none
 stream_logs = true        # false on a metered line: logs are sent when a task has ended

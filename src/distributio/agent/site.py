@@ -38,8 +38,8 @@ class Refused(Exception):
         self.headers = headers
 
 
-class KeyUnknown(Exception):
-    """The site does not know this host's key: it was detached there."""
+class KeyUnknown(SiteAway):
+    """The site does not know this host's key: it was detached there. Said once, it may be a broken proxy's word."""
 
 
 def pause_seconds(failures: int, draw: random.Random, at_least: float = 0.0) -> float:

@@ -46,7 +46,6 @@ def attach(
     data: DataOption = _DEFAULT_DATA,
 ) -> None:
     """Join a site as a host. Asks nothing and starts nothing: `distributio host run` does the work."""
-    from distributio.agent import policy
     from distributio.agent.folder import Membership
     from distributio.agent.site import KeyUnknown, Refused, Site, SiteAway
     from distributio.cli import config
@@ -70,12 +69,12 @@ def attach(
     site = Site(choice.url, f"Bearer {secret}")
     try:
         attached = site.attach(facts)
-    except SiteAway as error:
-        raise Stop(f"{error}. Is the address right, and the site up?", ExitCode.UNREACHABLE) from error
     except KeyUnknown as error:
         raise Stop(
             f"{choice.url} does not know this token. Log in again or name another with --token.", ExitCode.REFUSED
         ) from error
+    except SiteAway as error:
+        raise Stop(f"{error}. Is the address right, and the site up?", ExitCode.UNREACHABLE) from error
     except Refused as error:
         raise Stop(f"{choice.url} refuses this host: {error}", ExitCode.REFUSED) from error
     finally:
@@ -90,9 +89,8 @@ def attach(
             runner=runner,
         )
     )
-    lent = policy.parse(folder.policy_path.read_text(encoding="utf-8"))
     show.line(f"joined {attached.site_name} as host {attached.host}")
-    show.line(f"lends {lent.cpus:g} cpus; all limits are in {folder.policy_path}")
+    show.line(f"lends {folder.policy().cpus:g} cpus; all limits are in {folder.policy_path}")
     show.line("start working with: distributio host run")
 
 
@@ -252,11 +250,12 @@ def _agent(folder: "Folder", settings: "Settings") -> "Agent":
     from distributio.agent.agent import Agent
     from distributio.agent.folder import NotAttached
     from distributio.agent.journal import JournalError
+    from distributio.agent.policy import PolicyError
 
     try:
         member = folder.membership()
         return Agent(folder, member, {member.runner: engines.load(member.runner, folder)}, settings)
-    except (NotAttached, JournalError) as error:
+    except (NotAttached, JournalError, PolicyError) as error:
         raise Stop(str(error)) from error
 
 
