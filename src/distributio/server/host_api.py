@@ -116,6 +116,7 @@ class TurnEndpoint:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._batches = assignments.Batches(site)
+        self._newest: dict[int, object] = {}  # each host's newest turn, which says how things stand with it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one turn."""
@@ -155,6 +156,9 @@ class TurnEndpoint:
 
     async def _decide(self, event: HostTurn, turn: Turn, receive: Receive) -> HostAnswer:
         site = self._site
+        # Work is given to a host's newest turn only: what an older one asked for is no longer free there.
+        self._newest[event.host_id] = turn
+        site.hub.newer_turn(event.host_id)
         decided: HostAnswer = await site.ledger.ask(event)
         until = time.monotonic() + min(turn.wait_seconds, site.settings.poll_seconds)
         gone = asyncio.ensure_future(_disconnected(receive)) if event.offer is not None else None
@@ -164,8 +168,10 @@ class TurnEndpoint:
                 left = until - time.monotonic()
                 if left <= 0 or site.hub.closing or (gone is not None and gone.done()):
                     break
-                woken = await site.hub.work(min(left, RE_ASK_SECONDS))
-                if gone is not None and gone.done():
+                if self._newest.get(event.host_id) is not turn:
+                    break
+                woken = await site.hub.work(min(left, RE_ASK_SECONDS), event.host_id)
+                if (gone is not None and gone.done()) or self._newest.get(event.host_id) is not turn:
                     site.hub.pass_on()
                     break
                 found: HostAnswer = await site.ledger.ask(again)
@@ -173,6 +179,8 @@ class TurnEndpoint:
                 if woken and not found.sent:
                     site.hub.pass_on()
         finally:
+            if self._newest.get(event.host_id) is turn:
+                del self._newest[event.host_id]
             if gone is not None:
                 gone.cancel()
         return decided

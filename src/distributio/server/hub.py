@@ -19,6 +19,7 @@ class Hub:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle: collections.OrderedDict[int, asyncio.Future[None]] = collections.OrderedDict()
         self._next_idle = 0
+        self._idle_hosts: dict[int, int] = {}
         self._topics: dict[tuple[str, int], set[asyncio.Event]] = {}
         self.closing = False
         self._tries = 0  # hosts still to be asked about tasks that became ready
@@ -60,11 +61,18 @@ class Hub:
         """A host that was woken found nothing it could take: the next one is asked."""
         self._wake_one()
 
-    async def work(self, seconds: float) -> bool:
-        """Wait until there may be work; return whether there may."""
+    def newer_turn(self, host_id: int) -> None:
+        """The host has spoken again: its turn that waits here for work need not wait any longer."""
+        future = self._idle.pop(self._idle_hosts.pop(host_id, 0), None)
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    async def work(self, seconds: float, host_id: int) -> bool:
+        """Wait until there may be work for the host; return whether there may."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         number = self._next_idle = self._next_idle + 1
         self._idle[number] = future
+        self._idle_hosts[host_id] = number
         try:
             async with asyncio.timeout(seconds):
                 await future
@@ -72,6 +80,8 @@ class Hub:
             return False
         finally:
             self._idle.pop(number, None)
+            if self._idle_hosts.get(host_id) == number:
+                del self._idle_hosts[host_id]
         return True
 
     @contextmanager
