@@ -15,8 +15,8 @@ from distributio.cli.order import Order
 from distributio.wire.native import JobChoice, Limits, Spec
 
 Scalar = str | int | float | bool
-Size = Annotated[int | str, Meta(description="Bytes, or a size such as 512m or 2g.")]
-Length = Annotated[int | float | str, Meta(description="Seconds, or a time such as 30m, 2h or 1d.")]
+Size = int | str  # bytes, or such as 512m
+Length = int | float | str  # seconds, or such as 2h
 
 
 class JobTable(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -27,50 +27,52 @@ class JobTable(Struct, forbid_unknown_fields=True, kw_only=True):
         list[str] | str,
         Meta(description="The command; a string is split as a shell splits it. {name} stands for a variable."),
     ] = []
-    name: str = ""
-    entrypoint: Annotated[list[str] | str | None, Meta(description='Instead of the image\'s own; "" for none.')] = None
-    env: dict[str, Scalar] = {}
-    labels: dict[str, Scalar] = {}
-    workdir: str = ""
-    user: str = ""
-    tmpfs: Annotated[dict[str, str], Meta(description="Mount point to options, such as size=64m.")] = {}
-    shm: Size = "64m"
-    ulimits: dict[str, str] = {}
-    init: bool = False
+    name: Annotated[str, Meta(description="A name for people.")] = ""
+    entrypoint: Annotated[
+        list[str] | str | None, Meta(description='Runs instead of the image\'s own; "" for none.')
+    ] = None
+    env: Annotated[dict[str, Scalar], Meta(description="Environment variables.")] = {}
+    labels: Annotated[dict[str, Scalar], Meta(description="Labels for people and scripts.")] = {}
+    workdir: Annotated[str, Meta(description="Where the command starts inside the container.")] = ""
+    user: Annotated[str, Meta(description="The user inside the container.")] = ""
+    tmpfs: Annotated[dict[str, str], Meta(description="Folders in memory: path to options, such as size=64m.")] = {}
+    shm: Annotated[Size, Meta(description="Size of /dev/shm.")] = "64m"
+    ulimits: Annotated[dict[str, str], Meta(description='Limits of processes, such as nofile = "1024:1024".')] = {}
+    init: Annotated[bool, Meta(description="Run a small init that reaps processes.")] = False
     writable: Annotated[bool, Meta(description="Let the job write anywhere in its container.")] = False
-    platform: str = ""
+    platform: Annotated[str, Meta(description="Only machines of this platform, such as linux/amd64.")] = ""
     network: Annotated[bool, Meta(description="Ask for a network: only machines whose owners allow it.")] = False
 
 
 class LimitsTable(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What one copy of a job may use."""
+    """What one copy of a job may use. Sizes are bytes or such as 512m; times are seconds or such as 2h."""
 
-    cpus: float = 1.0
-    memory: Size = "512m"
-    disk: Size = "1g"
-    processes: int = 256
-    wall: Length = "1d"
-    log: Size = "100m"
-    gpus: int = 0
+    cpus: Annotated[float, Meta(description="Processor cores.")] = 1.0
+    memory: Annotated[Size, Meta(description="Memory.")] = "512m"
+    disk: Annotated[Size, Meta(description="What it may write, results included.")] = "1g"
+    processes: Annotated[int, Meta(description="The most processes.")] = 256
+    wall: Annotated[Length, Meta(description="The longest a copy may run.")] = "1d"
+    log: Annotated[Size, Meta(description="The most it may print.")] = "100m"
+    gpus: Annotated[int, Meta(description="How many GPUs.")] = 0
 
 
 class InputTable(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A file, folder or pattern of this machine, by a path from the job file's folder."""
+    """A file, folder or pattern of this machine; one [[inputs]] for each."""
 
-    source: str
+    source: Annotated[str, Meta(description="Its path from the job file's folder.")]
     path: Annotated[str, Meta(description="Where it is in the container. Default: /input/NAME.")] = ""
 
 
 class PolicyTable(Struct, forbid_unknown_fields=True, kw_only=True):
     """How many copies, and when to give up."""
 
-    quorum: int | None = None
-    replicas: int | None = None
-    retries: int | None = None
-    deadline: Length | None = None
-    validator: str | None = None
+    quorum: Annotated[int | None, Meta(description="Copies that must come back and be compared. Default 1.")] = None
+    replicas: Annotated[int | None, Meta(description="Copies that are sent from the start. Default: quorum.")] = None
+    retries: Annotated[int | None, Meta(description="Failures of the command that are tried again.")] = None
+    deadline: Annotated[Length | None, Meta(description="How long a machine may keep a copy.")] = None
+    validator: Annotated[str | None, Meta(description="How results are compared. Default exact.")] = None
     max_tasks: Annotated[int | None, Meta(description="Copies in all before a job is given up.")] = None
-    priority: int = 0
+    priority: Annotated[int, Meta(description="Higher goes first within the project.")] = 0
 
 
 class ManyTable(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -79,7 +81,7 @@ class ManyTable(Struct, forbid_unknown_fields=True, kw_only=True):
     array: Annotated[str, Meta(description="Ranges such as 1-1000 or 0-100:10; the variable is {index}.")] = ""
     each_line: Annotated[str, Meta(description="A file with one line for each job; the variable is {line}.")] = ""
     matrix: Annotated[
-        dict[str, list[Scalar] | str], Meta(description="Each variable's values, as a list or as 0..9.")
+        dict[str, list[Scalar] | str], Meta(description='Each variable\'s values, as a list or as "0..9".')
     ] = {}
     jobs: Annotated[list[dict[str, Scalar]], Meta(description="The variables of each job.")] = []
     count: Annotated[int, Meta(ge=1, description="So many identical jobs.")] = 1

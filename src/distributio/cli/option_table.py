@@ -225,7 +225,7 @@ OPTIONS: tuple[Option, ...] = (
         "retries",
         "NUMBER",
         parse=quantities.whole,
-        help="Failures of the command that are tried again. Default 0.",
+        help="Failures of the command that are tried again. Default: quorum - 1.",
     ),
     _ours(
         "--timeout",

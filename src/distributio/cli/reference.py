@@ -1,16 +1,28 @@
 """The reference of all commands, made from the commands themselves."""
 
+import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from distributio.cli import docker_options, exits, main, refused_options, show
-from distributio.cli.docker_like import DockerLike
+from distributio.cli import docker_options, exits, jobfile, main, refused_options, show
+from distributio.cli.docker_like import DockerLike, DockerLikeMany
 from distributio.cli.exits import Stop
 
 _HEADER = """# Commands
 
 <!-- Made by `distributio docs`: change the commands' own help, then run it again. -->
+"""
+
+_JOB_FILE = """A job file is TOML. `distributio submit --schema` prints its JSON schema, for editors. The smallest:
+
+    [job]
+    image = "python:alpine"
+    command = ["python", "-c", "print({n} ** 2)"]
+
+    [many]
+    matrix = { n = "1..10" }
 """
 
 
@@ -35,6 +47,7 @@ def markdown() -> str:
     for command in main.available():
         parts += _sections(main.load(command), f"distributio {command.name}", None)
     parts += ["## Options of docker run that are refused\n", *_refused()]
+    parts += ["## Job files\n", _JOB_FILE, *_job_file()]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -51,6 +64,9 @@ def _sections(command: Any, path: str, parent: Any) -> list[str]:
 
 
 def _options(command: Any, context: Any) -> list[str]:
+    if isinstance(command, DockerLikeMany):
+        rows = _code_first(docker_options.help_rows("many"))
+        return [_table(("option", "meaning"), rows), "And every option of `distributio run`.\n"]
     if isinstance(command, DockerLike):
         return [
             f"**{title}**\n\n" + _table(("option", "meaning"), _code_first(docker_options.help_rows(*sections)))
@@ -68,13 +84,30 @@ def _refused() -> list[str]:
     return [_table(("options", "why, and what to do"), [(" ".join(names), why) for why, names in by_reason.items()])]
 
 
+def _job_file() -> list[str]:
+    tables = jobfile.schema()["$defs"]
+    parts = []
+    for name, about in tables["JobFile"]["properties"].items():
+        many = about.get("type") == "array"
+        table = tables[(about["items"] if many else about)["$ref"].rpartition("/")[2]]
+        rows = [(f"`{field}`", _default(fact), fact["description"]) for field, fact in table["properties"].items()]
+        title = f"**[[{name}]]**" if many else f"**[{name}]**"
+        parts += [f"{title} {table['description']}\n", _table(("field", "default", "meaning"), rows)]
+    return parts
+
+
+def _default(fact: dict[str, Any]) -> str:
+    value = fact.get("default")
+    return f"`{json.dumps(value)}`" if value not in (None, "", [], {}) else ""
+
+
 def _code_first(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(f"`{name}`", meaning) for name, meaning in rows]
 
 
-def _table(titles: tuple[str, str], rows: list[tuple[str, str]]) -> str:
-    lines = [f"| {titles[0]} | {titles[1]} |", "| --- | --- |"]
-    lines += [f"| {_cell(name)} | {_cell(meaning)} |" for name, meaning in rows]
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
+    lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
