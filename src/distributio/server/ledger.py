@@ -18,13 +18,15 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from distributio.store.database import Database, DatabaseUnavailable, Transaction
+from distributio.store.database import Conflict, Database, DatabaseUnavailable, Transaction
 from distributio.store.jobs import Lanes, Loaded, Saved, save
 
 log = structlog.get_logger("ledger")
 
 MOST_EVENTS = 256  # in one turn: more would make the first wait for the last
 ID_BLOCK = 2_000  # numbers taken from the store at once
+MOST_NOTICE_BYTES = 7_900  # PostgreSQL's limit for a notification is 8,000
+MOST_TRIES = 6  # of a turn that crosses another ledger's
 
 
 class Notices(Struct, kw_only=True):
@@ -188,7 +190,7 @@ class Ledger:
 
     def _turn(self, waiting: list[_Waiting]) -> None:
         try:
-            answers = self._apply([each.event for each in waiting])
+            answers, notices = self._apply_with_patience([each.event for each in waiting])
         except DatabaseUnavailable as error:
             log.warning("the database is away", error=str(error), events=len(waiting))
             answers = [error] * len(waiting)
@@ -202,9 +204,28 @@ class Ledger:
                 for each in waiting:
                     self._turn([each])
                 return
+        else:
+            self._announce(notices)
         _deliver(waiting, answers)
 
-    def _apply(self, events: list[Any]) -> list[Any]:
+    def _announce(self, notices: Notices) -> None:
+        """Tell of what is committed. Whoever cannot be told finds out when he next looks; the answers are due all the
+        same."""
+        try:
+            if notices:
+                self._tell(notices)
+        except Exception as error:
+            log.error("news not told", exc_info=error)
+
+    def _apply_with_patience(self, events: list[Any]) -> tuple[list[Any], Notices]:
+        for _ in range(MOST_TRIES - 1):
+            try:
+                return self._apply(events)
+            except Conflict as error:
+                log.debug("turn crossed another ledger's, applied again", error=str(error), events=len(events))
+        return self._apply(events)
+
+    def _apply(self, events: list[Any]) -> tuple[list[Any], Notices]:
         groups: dict[type, list[int]] = {}
         for index, event in enumerate(events):
             groups.setdefault(type(event), []).append(index)
@@ -224,20 +245,22 @@ class Ledger:
             raise
         self.turns += 1
         self.events += len(events)
-        if work.notices:
-            self._tell(work.notices)
-        return answers
+        return answers, work.notices
 
 
 def announce(transaction: Transaction, notices: Notices) -> None:
-    """Tell the site's other processes, with the commit. Too long to send: they are told to look at everything."""
+    """Tell the site's other processes, with the commit. What is too long to send is told in brief, and they look
+    themselves for the rest."""
     text = msgspec.json.encode(notices).decode()
-    if len(text) > 7_900:  # PostgreSQL's limit for a notification is 8,000 bytes
-        short = Notices(
-            ready=notices.ready, hand_over=notices.hand_over, released=notices.released, checking=notices.checking
+    if len(text) > MOST_NOTICE_BYTES:
+        brief = Notices(
+            ready={0: sum(notices.ready.values())} if notices.ready else {},
+            hand_over=notices.hand_over,
+            released=notices.released,
+            checking=notices.checking,
         )
-        text = msgspec.json.encode(short).decode()
-    transaction.run("SELECT pg_notify('distributio', :text)", text=text[:7_990])
+        text = msgspec.json.encode(brief).decode()
+    transaction.run("SELECT pg_notify('distributio', :text)", text=text)
 
 
 def _deliver(waiting: list[_Waiting], answers: list[Any]) -> None:

@@ -8,7 +8,7 @@ from distributio.lifecycle import explain
 from distributio.server.ledger import LedgerClosed
 from distributio.server.submissions import IdempotencyConflict, QuotaExceeded
 from distributio.store.accounts import NameTaken
-from distributio.store.database import DatabaseFull, DatabaseUnavailable, StoreError
+from distributio.store.database import Conflict, DatabaseFull, DatabaseUnavailable, StoreError
 from distributio.store.files import DigestMismatch, NoRoom
 from distributio.wire.native import Because, Problem
 
@@ -41,6 +41,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (NoRoom, 507, "disk-full"),
     (DatabaseFull, 507, "disk-full"),
     (DatabaseUnavailable, 503, "database-away"),
+    (Conflict, 503, "database-away"),
     (LedgerClosed, 503, "shutting-down"),
     (msgspec.ValidationError, 422, "bad-request"),
     (msgspec.DecodeError, 400, "bad-request"),

@@ -249,7 +249,7 @@ def set_limit(transaction: Transaction, project_id: int, resource: str, most: in
 
 def limits_of(transaction: Transaction, project_id: int) -> dict[str, int]:
     """A project's limits by resource; what is not in it has none."""
-    return dict(transaction.rows("SELECT resource, most FROM quotas WHERE project_id = :id", id=project_id))  # type: ignore[arg-type]
+    return dict(transaction.rows("SELECT resource, most FROM quotas WHERE project_id = :id", id=project_id))
 
 
 def usage_of(transaction: Transaction, project_id: int) -> dict[str, int]:

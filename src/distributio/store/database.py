@@ -57,6 +57,14 @@ class DatabaseFull(StoreError):
     """The disk under the database is full; nothing was lost, but nothing more fits until there is room."""
 
 
+class Conflict(StoreError):
+    """Someone else changed the same rows first. What was asked has not been done and may be asked again."""
+
+
+class BadValue(StoreError):
+    """The database cannot hold such a value: a number too large, or a text with a NUL in it."""
+
+
 @functools.lru_cache(maxsize=512)
 def _for_sqlite(sql: str) -> str:
     return _LIST.sub(r"IN (SELECT value FROM json_each(:\1))", sql)
@@ -224,35 +232,30 @@ class Database:
 
     @contextmanager
     def _transaction(self, start: str) -> Iterator[Transaction]:
-        try:
-            connection = self._engine.raw_connection()
-        except (sqlalchemy.exc.OperationalError, psycopg.OperationalError) as error:
-            raise DatabaseUnavailable(f"the database does not answer: {error.orig or error}") from error
-        driver = connection.driver_connection
-        assert driver is not None
+        connection = self._connect()
+        driver: Any = connection.driver_connection
         try:
             if not self.is_postgresql:
                 driver.execute(start)
             yield Transaction(driver, postgresql=self.is_postgresql)
             driver.commit()
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            if isinstance(error, psycopg.errors.DiskFull):
-                raise DatabaseFull(str(error)) from error
-            if driver.closed or driver.broken:
+        except BaseException as error:
+            _roll_back(driver)
+            is_lost = self.is_postgresql and driver.closed
+            if is_lost:
                 connection.invalidate()
-                raise DatabaseUnavailable(f"the database went away: {error}") from error
-            driver.rollback()
-            raise
-        except sqlite3.OperationalError as error:
-            _roll_back(driver)
-            if "full" in str(error) or "disk I/O" in str(error):
-                raise DatabaseFull(f"the disk under {self.url.removeprefix('sqlite:///')} is full: {error}") from error
-            raise
-        except BaseException:
-            _roll_back(driver)
-            raise
+            told = _told(error, is_lost)
+            if told is None:
+                raise
+            raise told from error
         finally:
             connection.close()
+
+    def _connect(self) -> sqlalchemy.PoolProxiedConnection:
+        try:
+            return self._engine.raw_connection()
+        except (sqlalchemy.exc.SQLAlchemyError, psycopg.Error, sqlite3.Error) as error:
+            raise DatabaseUnavailable(f"the database does not answer: {error}") from error
 
     @contextmanager
     def leadership(self, name: str) -> Iterator[bool]:
@@ -260,45 +263,65 @@ class Database:
         if not self.is_postgresql:
             yield True
             return
-        connection = self._engine.raw_connection()
-        cursor = connection.cursor()
         number = int.from_bytes(name.encode()[:7].ljust(7, b"\0"), "big")
+        connection = self._connect()
+        driver: Any = connection.driver_connection
         try:
-            cursor.execute("SELECT pg_try_advisory_lock(%s)", (number,))
-            row = cursor.fetchone()
-            held = bool(row and row[0])
-            connection.commit()
-            try:
-                yield held
-            finally:
-                if held:
-                    cursor.execute("SELECT pg_advisory_unlock(%s)", (number,))
-                    connection.commit()
+            held = driver.execute("SELECT pg_try_advisory_lock(%s)", (number,)).fetchone() == (True,)
+            driver.commit()
+            yield held
+            if held:
+                driver.execute("SELECT pg_advisory_unlock(%s)", (number,))
+                driver.commit()
+        except BaseException as error:
+            # With the connection goes the lock, whatever state it is in.
+            connection.invalidate()
+            told = _told(error, is_lost=bool(driver.closed))
+            if told is None:
+                raise
+            raise told from error
         finally:
             connection.close()
 
     def notifications(self, channel: str, seconds: float, is_over: Callable[[], bool]) -> Iterator[str]:
         """What other processes announce, until `is_over`, which is asked every so many seconds. PostgreSQL only."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(f"LISTEN {channel}")
-            while not is_over():
-                for notice in connection.notifies(timeout=seconds):
-                    if notice.pid != connection.info.backend_pid:
+        try:
+            with psycopg.connect(self.url, autocommit=True) as connection:
+                connection.execute(f"LISTEN {channel}")
+                while not is_over():
+                    for notice in connection.notifies(timeout=seconds):
                         yield notice.payload
+        except psycopg.OperationalError as error:
+            raise DatabaseUnavailable(f"the database does not answer: {error}") from error
 
     def migrate(self, revision: str = "head") -> None:
-        """Bring the tables up to date (or to `revision`); nothing happens when they are."""
+        """Bring the tables up to date (or to `revision`); nothing happens when they are. A step is taken whole or not at
+        all."""
         from alembic import command
         from alembic.config import Config
+        from alembic.util import CommandError
 
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with self._engine.connect() as connection:
-            config.attributes["connection"] = connection
-            if revision == "head":
-                command.upgrade(config, revision)
-            else:
-                command.downgrade(config, revision)
+        try:
+            with self._engine.connect() as connection:
+                config.attributes["connection"] = connection
+                if not self.is_postgresql:
+                    # A table that is made anew is dropped first, which must not take what refers to it along.
+                    connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                try:
+                    if revision == "head":
+                        command.upgrade(config, revision)
+                    else:
+                        command.downgrade(config, revision)
+                finally:
+                    # This connection is not as the others are.
+                    connection.invalidate()
+        except CommandError as error:
+            raise StoreError(f"the tables are not of this release ({error}): run the release that made them") from error
+        except (sqlalchemy.exc.OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
+            raise DatabaseUnavailable(f"the database does not answer: {error}") from error
 
     def revision(self) -> str | None:
         """The migration the tables are at."""
@@ -324,6 +347,30 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+
+def _told(error: BaseException, is_lost: bool) -> StoreError | None:
+    """What a driver's error means to those who asked; None where it is somebody's own, or a mistake of ours."""
+    if is_lost and isinstance(error, psycopg.Error):
+        return DatabaseUnavailable(f"the database went away: {error}")
+    if isinstance(error, psycopg.errors.DiskFull):
+        return DatabaseFull(f"the disk under the database is full: {error}")
+    if isinstance(error, sqlite3.OperationalError) and ("full" in str(error) or "disk I/O" in str(error)):
+        return DatabaseFull(f"the disk under the database is full: {error}")
+    if isinstance(error, _CONFLICTS):
+        return Conflict(f"someone else changed the same first: {error}")
+    if isinstance(error, _BAD_VALUES):
+        return BadValue(f"the database cannot hold such a value: {error}")
+    return None
+
+
+_CONFLICTS = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.IntegrityError,
+    sqlite3.IntegrityError,
+)
+_BAD_VALUES = (psycopg.errors.DataError, sqlite3.DataError, OverflowError, UnicodeEncodeError)
 
 
 def _roll_back(driver: Any) -> None:

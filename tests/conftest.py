@@ -1,0 +1,3 @@
+"""Where fixtures that many tests share come from."""
+
+pytest_plugins = ["databases", "sites"]
