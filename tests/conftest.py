@@ -1,3 +1,3 @@
 """Where fixtures that many tests share come from."""
 
-pytest_plugins = ["databases", "sites"]
+pytest_plugins = ["databases", "sites", "lenders"]
