@@ -31,6 +31,8 @@ from distributio.wire.native import HostFacts, TaskReport, TurnAnswer
 _LOOK_EVERY_SECONDS = 1.0
 _TIDY_EVERY_SECONDS = 60.0
 _GIVE_BACK_SECONDS = 10.0  # for the site to take what is given back when the owner leaves
+_FIRST_REST_SECONDS = 30.0
+_LONGEST_REST_SECONDS = 3600.0
 _KEY_UNKNOWN_TIMES = 3  # in a row, before it is believed
 _REPORTED_SOON = frozenset({Stage.COLLECTED, Stage.UPLOADING, Stage.REPORTING, Stage.STOPPING})
 
@@ -82,6 +84,8 @@ class Agent:
         self._busy: set[int] = set()
         self._why_no_work: list[str] = []
         self._tidied_at = 0.0
+        self._rests = 0
+        self._rests_until = 0.0
         self._idle_since: float | None = None
         self._finished = threading.Event()
         self._farewell = ""
@@ -196,6 +200,7 @@ class Agent:
                 not_now=not_now.keys(),
                 typical_seconds=self._carrier.typical_seconds,
                 closing=self._ending is not None,
+                resting=now < self._rests_until,
             )
         )
         if self._ending is Ending.LEAVE:
@@ -209,6 +214,8 @@ class Agent:
         leaving = [planner.GiveBack(task, "cancelled") for task in plan.forget]
         for one in (*leaving, *plan.give_back):
             self._release(one.task, one.cause)
+        if any(one.cause in planner.NOT_WANTED_HERE for one in plan.give_back):
+            self._rest()
         for task in plan.suspend:
             self._once("suspend", carrier.suspend, task)
         for task in plan.resume:
@@ -223,6 +230,13 @@ class Agent:
             for task in tasks:
                 if self._holdings.move(task, {before}, stage) is not None:
                     self._spawn(stage, step, task)
+
+    def _rest(self) -> None:
+        """Do not ask for a while: the site may offer the same again, and a job has only so many tries."""
+        self._rests += 1
+        seconds = min(_LONGEST_REST_SECONDS, _FIRST_REST_SECONDS * 2.0 ** min(self._rests, 16))
+        self._rests_until = time.monotonic() + seconds
+        log.info("asking for no work for %.0f s: what came is not allowed here by policy.toml", seconds)
 
     def _release(self, task: int, cause: str) -> None:
         if self._carrier.release(task, cause):
@@ -351,6 +365,8 @@ class Agent:
         # The runner's sandbox was made at the start: what it lets through cannot change under running tasks.
         network = read.network_allowed if is_first else self._policy.network_allowed
         self._policy = replace(read, network_allowed=network)
+        self._rests = 0
+        self._rests_until = 0.0
         self._carrier.stream_logs = self._policy.stream_logs
         return True
 

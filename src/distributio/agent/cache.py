@@ -1,5 +1,6 @@
 """Which images and inputs are on this host: brought when needed, shared by all tasks, the least recently used forgotten first."""
 
+import logging
 import os
 import shutil
 import threading
@@ -10,13 +11,15 @@ from pathlib import Path
 from msgspec import Struct
 
 from distributio.agent.folder import Folder
-from distributio.agent.runners.contract import Image, Runner
+from distributio.agent.runners.contract import Image, Runner, RunnerError
 from distributio.agent.site import Site
 from distributio.agent.transfers import Stop, TransferFailed, download
 from distributio.wire import oci
 from distributio.wire.native import Assignment
 
 _MOST_LAYER_BYTES = 64 << 30
+
+log = logging.getLogger(__name__)
 
 
 class _Kept(Struct, frozen=True):
@@ -82,9 +85,14 @@ class Cache:
                 return
             if one.digest in images or one.digest in inputs:
                 continue
-            kept = [other for other in kept if other is not one]
-            still = inputs.union(*(other.blobs for other in kept))
-            self._forget(one, still)
+            others = [other for other in kept if other is not one]
+            still = inputs.union(*(other.blobs for other in others))
+            try:
+                self._forget(one, still)
+            except RunnerError as error:
+                log.warning("%s stays for now: %s", one.digest, error)
+                continue
+            kept = others
             total -= sum(sizes.pop(digest, 0) for digest in one.blobs - still)
 
     def _bring_image(self, name: str, digest: str, runner: Runner, stop: Stop) -> None:
@@ -94,7 +102,7 @@ class Cache:
             manifest = _read_manifest(manifest_path)
             for part in (manifest.config, *manifest.layers):
                 if part.size > _MOST_LAYER_BYTES:
-                    raise TransferFailed("too-large", f"{part.digest} of {name} says it has {part.size} bytes")
+                    raise TransferFailed("image-too-large", f"{part.digest} of {name} says it has {part.size} bytes")
                 self._bring_blob(f"/v2/{name}/blobs/{part.digest}", part.digest, part.size, part.size, stop)
             self._lay_out(layout, digest, manifest_path, manifest)
             runner.prepare(Image(manifest_digest=digest, layout=layout))

@@ -83,6 +83,10 @@ class Carrier:
                 self._holdings.failed(task)
             except (TransferFailed, RunnerError) as error:
                 self._end(task, {Stage.FETCHING}, "error", error.code, str(error))
+            except OSError as error:
+                self._end(
+                    task, {Stage.FETCHING}, "error", "host-disk-full", f"what it needs cannot be kept here: {error}"
+                )
             else:
                 self._holdings.move(task, {Stage.FETCHING}, Stage.READY)
 
@@ -93,13 +97,16 @@ class Carrier:
             if held is None or held.stage is not Stage.STARTING:
                 return
             slot = self._folder.slot(task)
-            shutil.rmtree(slot, ignore_errors=True)
-            slot.mkdir(parents=True)
             runner = self._runners[held.assignment.spec.runner]
             try:
+                shutil.rmtree(slot, ignore_errors=True)
+                slot.mkdir(parents=True)
                 handle = runner.start(held.assignment, self._cache.inputs(held.assignment), slot)
             except RunnerError as error:
                 self._end(task, {Stage.STARTING}, "error", error.code, str(error))
+                return
+            except OSError as error:
+                self._end(task, {Stage.STARTING}, "error", "host-disk-full", f"it cannot be started here: {error}")
                 return
             # Whoever stops the task meanwhile waits for this step, and then needs the handle.
             self._holdings.note(task, handle=handle)
@@ -190,6 +197,11 @@ class Carrier:
                     outcome = "failed" if error.code in _FAULTS_OF_THE_COMMAND else "error"
                     report = replace(report, outcome=outcome, cause=error.code, detail=str(error))
                     rest = 0
+                except OSError as error:
+                    log.warning("%s: its output cannot be kept yet: %s", label(held), error)
+                    self._holdings.move(task, {Stage.COLLECTING}, Stage.ENDED)
+                    self._holdings.failed(task)
+                    return
             stream = self.stream(held)
             log_fits = stream.is_full or (stream.is_sure and rest <= INLINE_BYTES)
             fits = report.output_bytes <= INLINE_OUTPUT_BYTES and log_fits

@@ -59,6 +59,10 @@ class Situation(Struct, frozen=True, kw_only=True):
     not_now: Collection[int] = frozenset()
     typical_seconds: float | None = None  # how long tasks take here; None: not known yet
     closing: bool = False  # finish what runs, begin nothing
+    resting: bool = False  # ask for nothing: what came last was not wanted here
+
+
+NOT_WANTED_HERE = frozenset({"project-not-allowed", "network-not-allowed", "not-enough-lent"})
 
 
 class GiveBack(Struct, frozen=True):
@@ -198,7 +202,7 @@ def _to_ask_for(situation: Situation, held: Sequence[Held], left: Room) -> WorkR
     """What is free beside all that is held and not over; with short tasks a little more, so that no processor idles
     during a round trip to the site. Never a single task more than is lent."""
     allowed = situation.allowed
-    if situation.closing or not allowed.may_compute:
+    if situation.closing or situation.resting or not allowed.may_compute:
         return None
     lent = _lent(allowed)
     share = 1 + _look_ahead(situation, held)
