@@ -36,10 +36,17 @@ def run(ctx: typer.Context) -> None:
         batch = sending.send(client, wanted)
         job_id = f"{batch.id}.1"
         if given.detach:
-            show.one(batch, [("", job_id)], Output(given.output), lambda _: job_id)
+            _print_id(client, job_id, Output(given.output))
             return
         job = _watch(client, job_id, given)
         raise typer.Exit(_finish(client, job, given))
+
+
+def _print_id(client: "Client", job_id: str, output: Output) -> None:
+    if output is Output.JSON:
+        show.line(show.json_of(client.job(job_id)))
+    else:
+        show.line(job_id)
 
 
 def _watch(client: "Client", job_id: str, given: Given) -> JobView:
