@@ -143,7 +143,7 @@ class Candidate:
             self.runner.remove(self.handles.pop())
 
 
-class RunnerExamination(ABC):
+class RunnerExamination:
     """One test for each thing that an agent relies on. Subclasses provide the candidate."""
 
     @pytest.fixture

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from contract.runner import Candidate, PythonCommands, python
-from image_fixture import python_image_layout
 
+from contract.runner import Candidate, PythonCommands, python
 from distributio.agent.runners import selftest
 from distributio.agent.runners.container import ContainerRunner
 from distributio.agent.runners.contract import Image, Phase, RunnerError
 from distributio.wire.native import Limits
 from distributio.wire.results_tar import Bounds, verify
+from image_fixture import python_image_layout
 
 pytestmark = pytest.mark.system
 

@@ -19,6 +19,11 @@ _MANIFEST_MOST = 4 << 20
 _GZIP_WINDOW = 31
 
 
+def name_of(manifest_digest: str) -> str:
+    """What we call an image in the engine."""
+    return f"distributio.local/{manifest_digest.removeprefix('sha256:')[:12]}:latest"
+
+
 class Description(Struct, frozen=True, kw_only=True):
     """What an image is: read from its manifest and configuration, whose digests were checked."""
 
@@ -37,7 +42,7 @@ class Description(Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """What we call it in the engine."""
-        return f"distributio.local/{self.manifest_digest.removeprefix('sha256:')[:12]}:latest"
+        return name_of(self.manifest_digest)
 
 
 def blob_path(layout: Path, digest: str) -> Path:
@@ -94,7 +99,8 @@ def describe(layout: Path, manifest_digest: str) -> Description:
 
 
 class _Unpacking:
-    """Checks one layer as it passes: the digest of the packed bytes, and of what they unpack to, and how much that is."""
+    """Checks one layer as it passes: the digest of the packed bytes, and of what they unpack to, and how much that
+    is."""
 
     def __init__(self, digest: str, diff_id: str, most: int) -> None:
         self.digest, self.diff_id, self.most = digest, diff_id, most
@@ -162,8 +168,8 @@ def _whole(stream: IO[bytes], name: str, content: bytes) -> None:
 
 
 def write_archive(description: Description, layout: Path, stream: IO[bytes]) -> None:
-    """Write the archive, OCI layout and docker archive in one. Raises RunnerError before its end if a byte is wrong, and
-    engines load nothing of an archive that has no end."""
+    """Write the archive, OCI layout and docker archive in one. Raises RunnerError before its end if a byte is wrong,
+    and engines load nothing of an archive that has no end."""
     names = {digest: "blobs/sha256/" + digest.removeprefix("sha256:") for digest, _ in description.layers}
     left = UNPACKED_MOST
     for (digest, size), diff_id in zip(description.layers, description.diff_ids, strict=True):

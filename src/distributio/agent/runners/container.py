@@ -1,10 +1,9 @@
 """How jobs run in containers: the runner that most hosts have.
 
-The agent's side only decides and asks. Each task has a supervisor of its own (supervise.py) that starts the container and
-holds it to its limits; the two speak through files in the task's slot, so either may be killed and started again.
+The agent's side only decides and asks. Each task has a supervisor of its own (supervise.py) that starts the container
+and holds it to its limits; the two speak through files in the task's slot, so either may be killed and started again.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,21 +19,17 @@ from typing import BinaryIO
 import msgspec
 
 import distributio
-from distributio.agent.runners import archive, selftest, supervise, usage
+from distributio.agent.runners import selftest, supervise, usage
+from distributio.agent.runners import slot as slots
 from distributio.agent.runners.contract import Capabilities, Handle, Image, Phase, Progress, RunnerError
 from distributio.agent.runners.engine import Engine, candidates, words_of
-from distributio.agent.runners.flags import LABEL, RESULTS, ImageFacts, Profile, create_arguments, runs_as_root
+from distributio.agent.runners.flags import LABEL, RESULTS, Profile, create_arguments, runs_as_root
+from distributio.agent.runners.images import Images
 from distributio.wire.native import Assignment
 from distributio.wire.results_tar import Bounds, normalise
 from distributio.wire.tar_blocks import BadResults
 
-_LOCK = "lock"
-_AGAIN = "again"  # one byte for each supervisor that had to be started again
 _MOST_RESTARTS = 5
-_FILES = (
-    supervise.PLAN, supervise.LOG, supervise.PIDFILE, supervise.STARTED, supervise.STATE, supervise.ENDED,
-    supervise.RECORD, supervise.STOP, supervise.SUSPENDED, _LOCK, _AGAIN,
-)  # fmt: skip
 _GRACE_SECONDS = 10.0
 _NICE = 10
 _PATIENCE = 10.0
@@ -59,8 +54,7 @@ class ContainerRunner:
     ) -> None:
         self.folder = data / "engine"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.images = self.folder / "images"
-        self.images.mkdir(exist_ok=True)
+        self.images = Images(self.folder / "images")
         self.network_allowed = network_allowed
         self.prefer = prefer
         self.environment = dict(os.environ if environment is None else environment)
@@ -68,7 +62,6 @@ class ContainerRunner:
         self.instance = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:10]
         self._chosen: tuple[Engine, Profile] | None = None
         self._capabilities: Capabilities | None = None
-        self._seen_images: set[str] = set()
         self._children: set[int] = set()
 
     # --- the engine -------------------------------------------------------------------------------------------
@@ -108,68 +101,24 @@ class ContainerRunner:
                 raise RunnerError("engine-error", f"no container engine works here: {seen.problem}")
         return self._chosen
 
-    # --- images -----------------------------------------------------------------------------------------------
-
-    def _image_file(self, manifest_digest: str) -> Path:
-        """Where we note what `prepare` made of an image."""
-        return self.images / (archive.blob_path(Path(), manifest_digest).name + ".json")
-
-    def _facts(self, manifest_digest: str) -> ImageFacts | None:
-        """What we know of a prepared image."""
-        try:
-            return msgspec.json.decode(self._image_file(manifest_digest).read_bytes(), type=ImageFacts)
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return None
-
     def has_image(self, manifest_digest: str) -> bool:
         """Whether the image is ready to run."""
-        if manifest_digest in self._seen_images:
-            return True
-        facts = self._facts(manifest_digest)
-        if facts is None or not self._engine()[0].inspect(facts.id, "image"):
-            return False
-        self._seen_images.add(manifest_digest)
-        return True
+        return self.images.has(self._engine()[0], manifest_digest)
 
     def prepare(self, image: Image) -> None:
         """Load the image, under a name of ours, with every digest checked on the way."""
-        engine, _ = self._engine()
-        description = archive.describe(image.layout, image.manifest_digest)
-        here = selftest.host_platform()
-        if "/".join(description.platform.split("/")[:2]) != here:
-            raise RunnerError("image-platform", f"the image is for {description.platform}, this machine is {here}")
-        engine.load(lambda stream: archive.write_archive(description, image.layout, stream))
-        loaded = str(engine.inspect(description.name, "image").get("Id", ""))
-        identity = loaded.removeprefix("sha256:")
-        # Engines name an image by its configuration; docker's newer store by its manifest.
-        if f"sha256:{identity}" not in (description.config_digest, description.manifest_digest):
-            engine.run("rmi", description.name)
-            raise RunnerError("image-digest", f"the engine holds {loaded or 'nothing'} instead of the image")
-        facts = ImageFacts(id=identity, user=description.user, workdir=description.workdir, volumes=description.volumes)
-        self._image_file(image.manifest_digest).write_bytes(msgspec.json.encode(facts))
-        self._seen_images.add(image.manifest_digest)
+        self.images.prepare(self._engine()[0], image)
 
     def forget_image(self, manifest_digest: str) -> None:
         """Remove the image from the engine."""
-        facts = self._facts(manifest_digest)
-        self._seen_images.discard(manifest_digest)
-        if facts is None:
-            return
-        engine, _ = self._engine()
-        name = f"distributio.local/{manifest_digest.removeprefix('sha256:')[:12]}:latest"
-        if engine.inspect(name, "image"):
-            done = engine.run("rmi", name)
-            if done.returncode:
-                self._seen_images.add(manifest_digest)
-                raise RunnerError("image-in-use", f"the image cannot be removed now: {words_of(done)}")
-        self._image_file(manifest_digest).unlink(missing_ok=True)
+        self.images.forget(self._engine()[0], manifest_digest)
 
     # --- running ----------------------------------------------------------------------------------------------
 
     def start(self, assignment: Assignment, inputs: dict[str, Path], slot: Path) -> Handle:
         """Begin: write down what is to happen, and leave it to a supervisor."""
         engine, profile = self._engine()
-        facts = self._facts(assignment.image_manifest)
+        facts = self.images.facts(assignment.image_manifest)
         if facts is None:
             raise RunnerError("image-missing", f"the image {assignment.image_manifest} has not been prepared")
         slot.mkdir(parents=True, exist_ok=True)
@@ -182,7 +131,7 @@ class ContainerRunner:
             name=name,
             labels={"instance": self.instance, "task": str(assignment.task), "slot": str(slot)},
             seccomp=str(_SECCOMP),
-            pidfile=str(slot / supervise.PIDFILE),
+            pidfile=str(slot / slots.PIDFILE),
             network_allowed=self.network_allowed,
             rootless=engine.rootless,
         )
@@ -212,22 +161,21 @@ class ContainerRunner:
             "grace_seconds": self.grace_seconds,
             "nice": _NICE,
         }
-        for file in _FILES:
+        for file in slots.FILES:
             (slot / file).unlink(missing_ok=True)
-        supervise.write_whole(slot / supervise.PLAN, plan)
+        slots.write_whole(slot / slots.PLAN, plan)
         if not self._supervise(slot):
             raise RunnerError("slot-busy", f"{slot} is used by another task that still runs")
         return {"runner": self.name, "task": assignment.task, "name": name, "slot": str(slot)}
 
     def _supervise(self, slot: Path) -> bool:
-        """Start a supervisor, unless there is one. It inherits a lock on the slot, which ends with it however it ends."""
+        """Start a supervisor, unless there is one. It inherits a lock on the slot, which ends with it however it
+        ends."""
         self._reap()
-        lock = os.open(slot / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        lock = slots.try_lock(slot)
+        if lock is None:
+            return False
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
             null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
             child = os.posix_spawn(
                 sys.executable,
@@ -264,9 +212,9 @@ class ContainerRunner:
             return self._ended(handle) or Progress(
                 phase=Phase.ENDED, outcome="error", cause="lost", detail="its supervisor was killed again and again"
             )
-        state = supervise.read_whole(slot / supervise.STATE) or {}
+        state = slots.read_whole(slot / slots.STATE) or {}
         return Progress(
-            phase=Phase.SUSPENDED if (slot / supervise.SUSPENDED).exists() else Phase.RUNNING,
+            phase=Phase.SUSPENDED if (slot / slots.SUSPENDED).exists() else Phase.RUNNING,
             fraction=self._fraction(slot),
             wall_seconds=state.get("wall_seconds", 0.0),
             cpu_seconds=state.get("cpu_seconds", 0.0),
@@ -275,47 +223,32 @@ class ContainerRunner:
 
     def _is_ours(self, handle: Handle) -> bool:
         """Whether the slot still holds the task of this handle."""
-        plan = supervise.read_whole(Path(handle["slot"]) / supervise.PLAN)
+        plan = slots.read_whole(Path(handle["slot"]) / slots.PLAN)
         return plan is not None and plan.get("name") == handle["name"]
 
     def _ended(self, handle: Handle) -> Progress | None:
         """How it ended, if it has."""
         slot = Path(handle["slot"])
-        ended = supervise.read_whole(slot / supervise.ENDED)
+        ended = slots.read_whole(slot / slots.ENDED)
         if ended is None or not self._is_ours(handle):
             return None
         return msgspec.convert({"phase": "ended", "fraction": self._fraction(slot)} | ended, Progress)
 
     def _revive(self, slot: Path) -> bool:
         """See to it that the task has a supervisor; False when that has been tried too often."""
-        again = slot / _AGAIN
+        again = slot / slots.AGAIN
         restarts = again.stat().st_size if again.exists() else 0
         if restarts >= _MOST_RESTARTS:
-            return self._has_supervisor(slot)
+            return slots.has_supervisor(slot)
         if self._supervise(slot):
             with again.open("ab") as count:
                 count.write(b".")
         return True
 
-    def _has_supervisor(self, slot: Path) -> bool:
-        """Whether somebody holds the slot's lock."""
-        try:
-            lock = os.open(slot / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            return False
-        finally:
-            os.close(lock)
-
     def _fraction(self, slot: Path) -> float | None:
         """How far the job says it is, in the last line of its log of the form `##distributio progress 0.42`."""
         try:
-            with (slot / supervise.LOG).open("rb") as log:
+            with (slot / slots.LOG).open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL))
                 said = _PROGRESS.findall(log.read())
         except FileNotFoundError:
@@ -325,11 +258,11 @@ class ContainerRunner:
     def read_log(self, handle: Handle, offset: int, most: int) -> bytes:
         """The combined log from `offset` on."""
         slot = Path(handle["slot"])
-        plan = supervise.read_whole(slot / supervise.PLAN)
+        plan = slots.read_whole(slot / slots.PLAN)
         if plan is None or not self._is_ours(handle):
             return b""
         try:
-            with (slot / supervise.LOG).open("rb") as log:
+            with (slot / slots.LOG).open("rb") as log:
                 log.seek(offset)
                 return log.read(max(0, min(most, plan["log_bytes"] - offset)))
         except FileNotFoundError:
@@ -340,9 +273,9 @@ class ContainerRunner:
     def _container_pid(self, slot: Path) -> int:
         """The container's first process, waited for a moment if it is about to come; 0 if there is none."""
         deadline = time.monotonic() + 2.0
-        while time.monotonic() < deadline and not (slot / supervise.ENDED).exists():
+        while time.monotonic() < deadline and not (slot / slots.ENDED).exists():
             try:
-                text = (slot / supervise.PIDFILE).read_text().strip()
+                text = (slot / slots.PIDFILE).read_text().strip()
             except FileNotFoundError:
                 text = ""
             if text.isdigit():
@@ -354,9 +287,9 @@ class ContainerRunner:
         """Freeze the container; where the engine cannot, stop its processes one by one."""
         engine, profile = self._engine()
         slot = Path(handle["slot"])
-        if not profile.suspend or not self._is_ours(handle) or (slot / supervise.ENDED).exists():
+        if not profile.suspend or not self._is_ours(handle) or (slot / slots.ENDED).exists():
             return False
-        if (slot / supervise.SUSPENDED).exists():
+        if (slot / slots.SUSPENDED).exists():
             return True
         pid = self._container_pid(slot) if engine.kind == "podman" else 0
         if profile.suspend == "engine":
@@ -364,7 +297,7 @@ class ContainerRunner:
         else:
             frozen = bool(pid) and self._signal(engine, "stop", pid)
         if frozen:
-            (slot / supervise.SUSPENDED).write_text(profile.suspend)
+            (slot / slots.SUSPENDED).write_text(profile.suspend)
         return frozen
 
     def _signal(self, engine: Engine, verb: str, pid: int) -> bool:
@@ -378,7 +311,7 @@ class ContainerRunner:
         """Thaw the container."""
         engine, _ = self._engine()
         slot = Path(handle["slot"])
-        marker = slot / supervise.SUSPENDED
+        marker = slot / slots.SUSPENDED
         if not self._is_ours(handle) or not marker.exists():
             return
         if marker.read_text() == "engine":
@@ -394,9 +327,9 @@ class ContainerRunner:
     def stop(self, handle: Handle, *, at_once: bool = False) -> None:
         """Ask the supervisor to end it."""
         slot = Path(handle["slot"])
-        if not self._is_ours(handle) or (slot / supervise.ENDED).exists():
+        if not self._is_ours(handle) or (slot / slots.ENDED).exists():
             return
-        wish = slot / supervise.STOP
+        wish = slot / slots.STOP
         if at_once or not wish.exists():
             partial = wish.with_suffix(".partial")
             partial.write_text("now" if at_once else "kindly")
@@ -414,7 +347,7 @@ class ContainerRunner:
         if ended.cause == "disk-limit" or self._results_are_empty(slot):
             return 0
         engine, _ = self._engine()
-        plan = json.loads((slot / supervise.PLAN).read_text())
+        plan = json.loads((slot / slots.PLAN).read_text())
         with tempfile.TemporaryFile(dir=slot) as copied:
             done = engine.run("cp", f"{handle['name']}:{RESULTS}", "-", output=copied)
             if done.returncode:
@@ -432,7 +365,7 @@ class ContainerRunner:
 
     def _results_are_empty(self, slot: Path) -> bool:
         """Whether it was seen that there are no results, so that the engine need not be asked."""
-        record = supervise.read_whole(slot / supervise.RECORD)
+        record = slots.read_whole(slot / slots.RECORD)
         return record is None or record.get("results") == 0
 
     def remove(self, handle: Handle) -> None:
@@ -440,10 +373,10 @@ class ContainerRunner:
         slot = Path(handle["slot"])
         mine = self._is_ours(handle)
         deadline = time.monotonic() + _PATIENCE
-        if mine and not (slot / supervise.ENDED).exists():
-            (slot / supervise.STOP).write_text("now")
+        if mine and not (slot / slots.ENDED).exists():
+            (slot / slots.STOP).write_text("now")
         # A supervisor that is just beginning would create the container behind our back.
-        while mine and self._has_supervisor(slot) and time.monotonic() < deadline:
+        while mine and slots.has_supervisor(slot) and time.monotonic() < deadline:
             time.sleep(0.02)
         engine, _ = self._engine()
         # The engine may still be tidying up behind a container that has just ended, and then refuses.
@@ -455,7 +388,7 @@ class ContainerRunner:
             time.sleep(0.1)
         if not mine:
             return
-        for file in _FILES:
+        for file in slots.FILES:
             (slot / file).unlink(missing_ok=True)
 
     def leftovers(self) -> Iterator[Handle]:
@@ -478,7 +411,7 @@ class ContainerRunner:
         for handle in list(self.leftovers()):
             self.remove(handle)
         engine, _ = self._engine()
-        for noted in self.images.iterdir():
-            self.forget_image(f"sha256:{noted.stem}")
+        for manifest_digest in self.images.all():
+            self.forget_image(manifest_digest)
         engine.uninstall()
         self._capabilities = self._chosen = None

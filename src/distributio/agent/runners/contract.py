@@ -1,7 +1,7 @@
 """What every runner must do: say what it can, start, poll, suspend, resume, stop, collect, clean.
 
-A runner runs assignments on this host and knows nothing of sites or networks. Its handles are plain data that the agent's
-journal keeps, so that work outlives the agent. Every runner passes tests/contract/runner.py.
+A runner runs assignments on this host and knows nothing of sites or networks. Its handles are plain data that the
+agent's journal keeps, so that work outlives the agent. Every runner passes tests/contract/runner.py.
 """
 
 from collections.abc import Iterator
@@ -48,7 +48,8 @@ class Progress(Struct, frozen=True, kw_only=True):
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
-    """What a self-test showed, not what is installed. `missing` names protections that are not in force, with reasons."""
+    """What a self-test showed, not what is installed. `missing` names protections that are not in force, with
+    reasons."""
 
     works: bool
     engine: str = ""

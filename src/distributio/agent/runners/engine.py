@@ -1,7 +1,8 @@
 """Which container engine runs our jobs, and how it is spoken to: argument lists, never a shell.
 
-The agent's podman has storage, run files and configuration of its own, below the agent's data folder, so that it neither
-sees nor touches the owner's images and containers. Docker has one store for all; there we keep to our own names and labels.
+The agent's podman has storage, run files and configuration of its own, below the agent's data folder, so that it
+neither sees nor touches the owner's images and containers. Docker has one store for all; there we keep to our own
+names and labels.
 """
 
 import contextlib
@@ -122,7 +123,9 @@ class Engine(Struct, frozen=True, kw_only=True):
         self.ask("rmi", "--all", "--force")
         storage = Path(self.storage) / "storage"
         if self.rootless:
-            # What is in it belongs to subordinate ids, which only the engine's namespace may remove.
+            # What is in it belongs to subordinate ids and is mounted in the engine's namespace: it has to be done there.
+            if (storage / "overlay").exists():
+                self.ask("unshare", "umount", str(storage / "overlay"))
             self.ask("unshare", "rm", "-rf", str(storage))
             pause = Path(self.pause_file)
             if pause.exists():

@@ -1,8 +1,8 @@
 """A runner that runs nothing, convincingly: for trying a site and for testing agents without an engine.
 
-It understands a few commands, and what comes of them depends on the clock alone: `echo WORDS`, `sleep SECONDS`, `exit CODE`,
-`write PATH TEXT`, `progress FRACTION`, `fail-host`; several may follow one another with `;` between. Its tasks live in files, so
-they go on, as far as anybody can see, while no agent runs.
+It understands a few commands, and what comes of them depends on the clock alone: `echo WORDS`, `sleep SECONDS`, `exit
+CODE`, `write PATH TEXT`, `progress FRACTION`, `fail-host`; several may follow one another with `;` between. Its tasks
+live in files, so they go on, as far as anybody can see, while no agent runs.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """Which options a job's container is created with: the sandbox, the limits, and what the job itself asks for.
 
-Pure: from the job's spec, what the self-test showed of the engine, and what the image says of itself, to an argument list.
-Everything a stranger wrote is either a value after `=`, checked not to turn into something else, or comes after the image.
+Pure: from the job's spec, what the self-test showed of the engine, and what the image says of itself, to an argument
+list. Everything a stranger wrote is either a value after `=`, checked not to turn into something else, or comes after
+the image.
 """
 
 import json
@@ -126,7 +127,8 @@ def runs_as_root(spec: Spec) -> bool:
 
 
 def _ulimits(spec: Spec, profile: Profile) -> list[str]:
-    """Resource limits. All of ours are always given, because one on the command line replaces an engine's whole list."""
+    """Resource limits. All of ours are always given, because one on the command line replaces an engine's whole
+    list."""
     most_files = profile.open_files
     processes = _PROCESSES if profile.processes_held else spec.limits.processes
     limits = {

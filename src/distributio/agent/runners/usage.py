@@ -1,7 +1,7 @@
 """What a running container uses: processor time, memory, processes and disk, read from outside it.
 
-Only the standard library is imported: the supervisor of every task loads this. Run as a program inside the engine's user
-namespace (`podman unshare`), it measures and freezes what an ordinary user may not touch from outside.
+Only the standard library is imported: the supervisor of every task loads this. Run as a program inside the engine's
+user namespace (`podman unshare`), it measures and freezes what an ordinary user may not touch from outside.
 """
 
 import contextlib

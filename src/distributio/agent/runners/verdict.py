@@ -1,7 +1,7 @@
 """How a container's end is told: whose fault it was, and why, in a reason code.
 
-The command answers for its exit code and for the limits it hit; the host answers for its engine, for what somebody killed
-here, and for what is lost.
+The command answers for its exit code and for the limits it hit; the host answers for its engine, for what somebody
+killed here, and for what is lost.
 """
 
 from typing import Any
