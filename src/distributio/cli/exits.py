@@ -7,6 +7,7 @@ class ExitCode(IntEnum):
     """What a command leaves behind for scripts."""
 
     OK = 0
+    BROKEN = 1
     USAGE = 2
     UNREACHABLE = 3
     REFUSED = 4
@@ -16,6 +17,7 @@ class ExitCode(IntEnum):
 
 MEANINGS: dict[ExitCode, str] = {
     ExitCode.OK: "All went well; for `run`, the job's command did too.",
+    ExitCode.BROKEN: "A mistake of this program, with a traceback; or whoever read its output went away.",
     ExitCode.USAGE: "The command line, the job file or a file it names is wrong. Nothing was sent.",
     ExitCode.UNREACHABLE: "The site does not answer.",
     ExitCode.REFUSED: "The site refused: not found, not allowed, over quota, or not valid. Its reason is printed.",

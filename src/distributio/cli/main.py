@@ -122,10 +122,6 @@ def main() -> None:
     except Stop as error:
         show.note(f"distributio: {error}")
         sys.exit(error.code)
-    except BrokenPipeError:
-        # Whoever read our output has gone; nobody is left to be told.
-        sys.stderr.close()
-        sys.exit(ExitCode.OK)
     except Exception as error:
         code = _code_of(error)
         if code is None:
