@@ -12,7 +12,8 @@ from distributio.server.serving import Part, file_response, number_in
 from distributio.store import accounts, catalog
 from distributio.store.files import content_key, output_key
 from distributio.wire.native import LOG_BYTES, LogAnswer
-from distributio.wire.results_tar import BadResults, Bounds, verify
+from distributio.wire.results_tar import Bounds, verify
+from distributio.wire.tar_blocks import BadResults
 
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 

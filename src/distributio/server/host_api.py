@@ -32,7 +32,8 @@ from distributio.wire.native import (
     TurnAnswer,
     WorkRequest,
 )
-from distributio.wire.results_tar import BadResults, Bounds, verify
+from distributio.wire.results_tar import Bounds, verify
+from distributio.wire.tar_blocks import BadResults
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -9,22 +9,20 @@ from collections.abc import Callable, Sequence
 import msgspec
 from msgspec import Struct
 
+from distributio.lifecycle import quota
 from distributio.lifecycle.advance import advance, cancelled
 from distributio.lifecycle.dispatch import Shape
 from distributio.lifecycle.model import Job, JobState, Policy, TaskState, new_job
 from distributio.server.ledger import Work
-from distributio.store import jobs, queues
+from distributio.store import accounts, jobs, queues
 from distributio.wire.native import JobChoice
 
+JOBS_IN_FLIGHT = "jobs_in_flight"
 CANCEL_AT_ONCE = 2_000  # jobs cancelled in one turn of the ledger
 
 
 class QuotaExceeded(ValueError):
     """The project may not have that many jobs in flight."""
-
-    def __init__(self, resource: str, limit: int, used: int, asked: int) -> None:
-        super().__init__(f"{asked} more would make {used + asked}, and the limit for {resource} is {limit}")
-        self.resource, self.limit, self.used, self.asked = resource, limit, used, asked
 
 
 class IdempotencyConflict(ValueError):
@@ -117,22 +115,12 @@ def _submit(work: Work, event: Submit) -> int | Exception:
 
 
 def _over_quota(work: Work, event: Submit) -> QuotaExceeded | None:
-    limits = dict(
-        work.transaction.rows(
-            "SELECT resource, most FROM quotas WHERE project_id = :project AND resource = 'jobs_in_flight'",
-            project=event.project_id,
-        )
-    )
-    if not limits:
+    limits = accounts.limits_of(work.transaction, event.project_id)
+    if JOBS_IN_FLIGHT not in limits:
         return None
-    row = work.transaction.one(
-        "SELECT used FROM usages WHERE project_id = :project AND resource = 'jobs_in_flight'", project=event.project_id
-    )
-    used = int(row[0]) if row else 0
-    limit = int(limits["jobs_in_flight"])
-    if used + event.count > limit:
-        return QuotaExceeded("jobs in flight", limit, used, event.count)
-    return None
+    usage = accounts.counted_usage_of(work.transaction, event.project_id)
+    exceeded = quota.check(limits, usage, {JOBS_IN_FLIGHT: event.count})
+    return QuotaExceeded("; ".join(map(str, exceeded))) if exceeded else None
 
 
 def _insert_jobs(work: Work, event: Submit, batch_id: int, queue_id: int) -> None:

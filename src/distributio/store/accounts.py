@@ -252,12 +252,14 @@ def limits_of(transaction: Transaction, project_id: int) -> dict[str, int]:
     return dict(transaction.rows("SELECT resource, most FROM quotas WHERE project_id = :id", id=project_id))
 
 
+def counted_usage_of(transaction: Transaction, project_id: int) -> dict[str, int]:
+    """What is counted as it is used, by resource."""
+    return dict(transaction.rows("SELECT resource, used FROM usages WHERE project_id = :id", id=project_id))  # type: ignore[arg-type]
+
+
 def usage_of(transaction: Transaction, project_id: int) -> dict[str, int]:
     """What a project uses now, by resource."""
-    usage = dict(transaction.rows("SELECT resource, used FROM usages WHERE project_id = :id", id=project_id))
-    row = transaction.one(
-        "SELECT coalesce(sum(size_bytes), 0) FROM project_files WHERE project_id = :id", id=project_id
-    )
+    row = transaction.one("SELECT coalesce(sum(size_bytes), 0) FROM project_files WHERE project_id = :id", id=project_id)
     images = transaction.one("SELECT coalesce(sum(size_bytes), 0) FROM images WHERE project_id = :id", id=project_id)
-    usage["storage_bytes"] = int(row[0] if row else 0) + int(images[0] if images else 0)
-    return usage  # type: ignore[return-value]
+    stored = int(row[0] if row else 0) + int(images[0] if images else 0)
+    return {**counted_usage_of(transaction, project_id), "storage_bytes": stored}
