@@ -1,5 +1,6 @@
 """The routes of the pages, and the pages that everybody may see."""
 
+import math
 import time
 import weakref
 from collections import Counter
@@ -21,6 +22,7 @@ from distributio.wire.native import SiteStatus
 _FRESH_SECONDS = 2.0  # however many people look, the figures are read this often
 _ACTIVITY_SHOWN = 8
 _OWN_SHOWN = 6
+_RINGS = ((6, 42.0), (11, 78.0), (17, 114.0))  # places and radius of each ring of the picture on the start page
 
 
 class Figures(Struct, frozen=True, kw_only=True):
@@ -59,6 +61,25 @@ def _read_figures(transaction: Transaction, status: SiteStatus, since: float) ->
     )
 
 
+class Dot(Struct, frozen=True, kw_only=True):
+    """A place in the picture of hosts around their site."""
+
+    x: float
+    y: float
+    is_lit: bool
+
+
+def picture(active: int) -> list[Dot]:
+    """Hosts around their site, from the inside out: so many are at work, the other places are free."""
+    dots: list[Dot] = []
+    for ring, (places, radius) in enumerate(_RINGS):
+        for place in range(places):
+            angle = 2 * math.pi * (place / places + 0.09 * ring) - math.pi / 3
+            x, y = round(radius * math.cos(angle), 1), round(radius * math.sin(angle), 1)
+            dots.append(Dot(x=x, y=y, is_lit=len(dots) < active))
+    return dots
+
+
 async def home(call: Call) -> Response:
     """GET /: what this is for; for those who are signed in their work and their hosts, too."""
     mine: dict[str, Any] = {"batches": [], "hosts": []}
@@ -66,7 +87,8 @@ async def home(call: Call) -> Response:
         site = call.site
         mine["batches"] = await site.read(views.batches, call.visible_projects(), None, FAR, _OWN_SHOWN)
         mine["hosts"] = (await native_api.list_hosts(call)).items
-    return show(call, "home.html", figures=await _figures(call), mine=mine)
+    figures = await _figures(call)
+    return show(call, "home.html", figures=figures, mine=mine, picture=picture(figures.status.hosts_active))
 
 
 async def status(call: Call) -> Response:

@@ -18,6 +18,7 @@ _AGES = ((86_400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
 _LONG_AGO = 30 * 86_400.0
 # Escape sequences colour a terminal; other control characters but tab and newline mean nothing on a page.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_PICTURES = {code: 0x2400 + code for code in range(32)} | {127: 0x2421}
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 _OUTCOMES = {
@@ -88,8 +89,8 @@ def _utc(at: float) -> datetime.datetime:
 
 
 def command(parts: Iterable[str]) -> str:
-    """A command as one would type it"""
-    return shlex.join(parts)
+    """A command as one would type it, what cannot be seen made visible"""
+    return shlex.join(parts).translate(_PICTURES)
 
 
 def plain(text: str) -> str:
@@ -109,12 +110,16 @@ def reason(code: str) -> Any:
     return explain.because(code)
 
 
-def ticks(text: str) -> markupsafe.Markup:
-    """A sentence whose `commands` are shown as such"""
-    parts = [markupsafe.escape(part) for part in text.split("`")]
-    return markupsafe.Markup("").join(
-        markupsafe.Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts)
-    )
+def ticks(text: str, job: str = "", batch: object = "") -> markupsafe.Markup:
+    """A sentence whose `commands` are shown as such, about the job and batch that are meant if they are given"""
+    parts = []
+    for place, part in enumerate(text.split("`")):
+        if place % 2 == 0:
+            parts.append(markupsafe.escape(part))
+            continue
+        meant = part.replace("JOB", job or "JOB").replace("BATCH", str(batch or "BATCH"))
+        parts.append(markupsafe.Markup("<code>{}</code>").format(meant))
+    return markupsafe.Markup("").join(parts)
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
