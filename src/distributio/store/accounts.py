@@ -254,7 +254,7 @@ def limits_of(transaction: Transaction, project_id: int) -> dict[str, int]:
 
 def counted_usage_of(transaction: Transaction, project_id: int) -> dict[str, int]:
     """What is counted as it is used, by resource."""
-    return dict(transaction.rows("SELECT resource, used FROM usages WHERE project_id = :id", id=project_id))  # type: ignore[arg-type]
+    return dict(transaction.rows("SELECT resource, used FROM usages WHERE project_id = :id", id=project_id))
 
 
 def usage_of(transaction: Transaction, project_id: int) -> dict[str, int]:
