@@ -10,6 +10,9 @@ const MOST_LOG = 400000;
 const ESCAPES = /\x1b(?:\[[0-?]*[ -\/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])/g;
 const CONTROLS = /[\x00-\x08\x0b-\x1f\x7f]/g;
 
+// What the site last sent for each part: what a reader did to it since, such as opening something, is no news.
+const sent = new WeakMap();
+
 let fetching = false;
 let wanted = false;
 let source = null;
@@ -43,7 +46,8 @@ function swap(fresh) {
   document.title = fresh.title;
   for (const region of document.querySelectorAll("[data-live][id]")) {
     const next = fresh.getElementById(region.id);
-    if (!next || region.innerHTML === next.innerHTML || isSelected(region)) continue;
+    if (!next || sent.get(region) === next.innerHTML || isSelected(region)) continue;
+    sent.set(region, next.innerHTML);
     const back = keepPlace(region);
     region.replaceChildren(...next.childNodes);
     back();
@@ -152,6 +156,7 @@ document.addEventListener("visibilitychange", () => {
   }
 });
 
+for (const region of document.querySelectorAll("[data-live][id]")) sent.set(region, region.innerHTML);
 addCopyButtons();
 if (log) log.scrollTop = log.scrollHeight;
 follow();
