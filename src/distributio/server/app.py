@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
 from distributio.server import (
+    boinc_routes,
     files_api,
     host_api,
     hosting,
@@ -25,6 +26,9 @@ from distributio.server import (
     operations,
     problems,
 )
+from distributio.server.boinc_api import SchedulerEndpoint
+from distributio.server.boinc_attach import MasterPage
+from distributio.server.boinc_uploads import UploadEndpoint
 from distributio.server.pages import errors, pages, sessions
 from distributio.server.problems import Refused
 from distributio.server.registry import Registry
@@ -192,7 +196,7 @@ ROUTES: tuple[Route, ...] = (
         native_api.job_log,
         "What the command wrote.",
         streams="text, or server-sent events with follow=1",
-        query=("attempt", "follow", "offset"),
+        query=("attempt", "follow", "offset", "task"),
     ),
     _row("GET", f"{API}/jobs/{{job}}/results.tar", "person", native_api.job_results, "The results.", streams="tar"),
     _row(
@@ -299,6 +303,7 @@ ROUTES: tuple[Route, ...] = (
         status=201,
     ),
     _row("GET", f"{API}/host/files/{{digest}}", "host", files_api.host_file, "An input of a task.", streams="bytes"),
+    *boinc_routes.ROUTES,
     *pages.ROUTES,
 )
 
@@ -362,7 +367,13 @@ class Application:
         self.site = site
         self._prefix = urlsplit(site.url).path.rstrip("/")
         self._turn = host_api.TurnEndpoint(site)
-        self._hot = {f"{API}/host/turn": self._turn}
+        uploads = UploadEndpoint(site)
+        self._hot: dict[str, Callable[[host_api.Scope, host_api.Receive, host_api.Send], Awaitable[None]]] = {
+            f"{API}/host/turn": self._turn,
+            "/boinc/scheduler": SchedulerEndpoint(site, uploads.room),
+            "/boinc/file_upload_handler": uploads,
+        }
+        self._master = MasterPage(site)
         routes = [StarletteRoute(route.path, endpoint(site, route), methods=[route.method]) for route in ROUTES]
         access = images_api.RegistryAccess(site)
         registry = Registry(site.content, access.find_manifest, access.may_read)
@@ -381,6 +392,9 @@ class Application:
         hot = self._hot.get(path)
         if hot is not None and scope["method"] == "POST":
             await hot(scope, receive, send)
+            return
+        if path == "/" and self._master.is_for(scope):
+            await self._master(scope, receive, send)
             return
         started = time.monotonic()
         await self._rest(scope, receive, send)

@@ -19,6 +19,7 @@ import msgspec
 import structlog
 import uvicorn
 
+from distributio.server import boinc_bundle
 from distributio.server import settings as settings_module
 from distributio.server.app import Application
 from distributio.server.daemons import assimilator, deleter, transitioner
@@ -76,6 +77,7 @@ def start_up(settings: Settings) -> tuple[Site, str | None]:
     os.umask(0o077)
     site = Site(settings)
     token = site.prepare()
+    boinc_bundle.install(site)
     if token is not None:
         write_private(settings.data / "operator-token", token + "\n")
     return site, token

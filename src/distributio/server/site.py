@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import structlog
 
 from distributio.server import settings as settings_module
+from distributio.server.boinc_state import BoincState
 from distributio.server.hub import Hub
 from distributio.server.ledger import Ledger, Notices
 from distributio.server.settings import Settings
@@ -42,6 +43,7 @@ class Site:
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.files = open_files(settings.storage or str(self.data / "store"), self.scratch)
         self.content = Content(self.files, self.scratch)
+        self.boinc = BoincState(self.url, self.data, self.database)
         self.hub = Hub()
         self.threads = concurrent.futures.ThreadPoolExecutor(THREADS, thread_name_prefix="site")
         self.ledger = Ledger(
@@ -66,7 +68,9 @@ class Site:
         """Bring the tables up to date and make the first account; return its token at the first start."""
         self.database.migrate()
         with self.database.begin() as transaction:
-            return accounts.first_start(transaction, time.time())
+            token = accounts.first_start(transaction, time.time())
+        self.boinc.prepare()
+        return token
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to work."""
@@ -155,6 +159,10 @@ class Site:
         if everybody:
             self._callers.clear()
 
+    def seen(self, host_id: int) -> None:
+        """A host has spoken."""
+        self._seen[host_id] = time.time()
+
     def flush_seen(self) -> None:
         """Write down when hosts last spoke: once for many requests."""
         with self._seen_lock:
@@ -162,6 +170,7 @@ class Site:
             if seen:
                 with self.database.begin() as transaction:
                     accounts.hosts_seen(transaction, seen)
+        self.boinc.save_counts()
 
     def count_rejections(self, rejections: dict[str, int]) -> None:
         """For the metrics and the site's explain: why hosts got nothing."""

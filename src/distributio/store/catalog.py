@@ -206,7 +206,8 @@ def is_content_needed(transaction: Transaction, digest: str) -> bool:
     """Whether anything refers to this content."""
     row = transaction.one(
         "SELECT 1 FROM project_files WHERE digest = :digest UNION ALL "
-        "SELECT 1 FROM image_blobs WHERE digest = :digest LIMIT 1",
+        "SELECT 1 FROM image_blobs WHERE digest = :digest UNION ALL "
+        "SELECT 1 FROM boinc_version_files WHERE digest = :digest LIMIT 1",
         digest=digest,
     )
     return row is not None
