@@ -179,6 +179,23 @@ def test_a_restart_of_the_site_does_not_show_in_the_log(person: Person, host: Gu
     assert person.read("out") == "één\ntwo\n"
 
 
+def test_the_next_copys_log_is_whole_though_the_site_restarted_between(person: Person, host: GuestHost) -> None:
+    run = person.start("run", "--retries", "1", IMAGE, "true")
+    [work] = taken(host)
+    write_log(host, work.task, 0, "a long first line\n")
+    wait_for(lambda: person.read("out") == "a long first line\n", "the first line")
+    person.site.kill()
+    person.site.start()
+    host.turn(TaskReport(task=work.task, outcome="failed", exit_code=1, cause="exit-code"))
+    [work] = taken(person.site.operator().attach(runners=["container"]))
+    other = person.site.guests[-1]
+    assert isinstance(other, GuestHost)
+    write_log(other, work.task, 0, "short\n")
+    other.turn(success(work.task))
+    assert run.wait(PATIENCE_SECONDS) == 0, person.read("err")
+    assert person.read("out") == "a long first line\nshort\n"
+
+
 def test_who_waits_is_told_why_and_may_stop_the_job(person: Person) -> None:
     run = person.start("run", IMAGE, "true")
     wait_for(lambda: "host" in person.read("err") and "Job 1.1" in person.read("err"), "an explanation")

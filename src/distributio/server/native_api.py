@@ -367,6 +367,7 @@ async def _log_events(call: Call, job: JobView, number: int, attempt: str) -> As
     site = call.site
     task: int | None = None
     offset = call.count("offset", 0, FAR)
+    asked_task = call.count("task", 0, FAR)
     shown = ""
     silent_since = time.monotonic()
     while True:
@@ -378,7 +379,8 @@ async def _log_events(call: Call, job: JobView, number: int, attempt: str) -> As
             job = found[0]
             telling = telling_task(job, attempt)
             if telling != task:
-                offset = offset if task is None else 0
+                # An offset counts in the log of the task it was given for, and in no other's.
+                offset = offset if task is None and asked_task in (0, telling) else 0
                 task = telling
             decided = job.state in FINAL
             if task is not None and (data := await site.read(views.log_of, task, offset)):
