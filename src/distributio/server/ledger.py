@@ -196,7 +196,7 @@ class Ledger:
             answers = [error] * len(waiting)
         except Exception as error:
             if len(waiting) == 1:
-                log.error("event failed", event=type(waiting[0].event).__name__, exc_info=error)
+                log.error("event failed", kind=type(waiting[0].event).__name__, exc_info=error)
                 answers = [error]
             else:
                 # One of them is at fault: each gets a transaction of its own, and only that one fails.
