@@ -14,12 +14,14 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from msgspec import Struct
 
+from distributio.agent.runners import usage
 from distributio.agent.runners.contract import RunnerError
 
 TIMEOUT_SECONDS = 120.0
@@ -123,17 +125,15 @@ class Engine(Struct, frozen=True, kw_only=True):
         self.ask("rmi", "--all", "--force")
         storage = Path(self.storage) / "storage"
         if self.rootless:
-            # What is in it belongs to subordinate ids and is mounted in the engine's namespace: it has to be done there.
-            if (storage / "overlay").exists():
-                self.ask("unshare", "umount", str(storage / "overlay"))
-            self.ask("unshare", "rm", "-rf", str(storage))
+            # What is in it belongs to subordinate ids and is mounted in the engine's namespace: it has to be done there,
+            # and at one go, because every command of the engine mounts it again.
+            self.ask("unshare", sys.executable, "-I", "-S", usage.__file__, "clear", str(storage))
             pause = Path(self.pause_file)
             if pause.exists():
                 os.kill(int(pause.read_text()), signal.SIGKILL)
-        elif os.path.ismount(storage / "overlay"):
-            subprocess.run(["umount", storage / "overlay"], check=True, stdin=subprocess.DEVNULL)
-        for folder in (storage, Path(self.runs)):
-            shutil.rmtree(folder, ignore_errors=self.rootless)  # rootless mounts go with the process killed above
+        else:
+            usage.clear(storage)
+        shutil.rmtree(self.runs)
 
 
 def words_of(done: subprocess.CompletedProcess[bytes]) -> str:
