@@ -13,7 +13,7 @@ from databases import Cluster
 from distributio.lifecycle.model import TaskState
 from distributio.server.ledger import Ids
 from distributio.store import accounts
-from distributio.store.database import Database, DatabaseFull, DatabaseUnavailable, StoreError, Transaction
+from distributio.store.database import Conflict, Database, DatabaseFull, DatabaseUnavailable, StoreError, Transaction
 
 HOSTILE = [
     "",

@@ -42,6 +42,31 @@ class Offer(Struct, frozen=True, kw_only=True):
     free_gpus: int
     free_tasks: int
 
+    cpu_model: str = ""
+
+
+# How alike the hosts of one job's copies may be asked to be: results of floating-point arithmetic differ between them.
+ALIKE: dict[str, str] = {
+    "os": "the operating system and the kind of processor, such as linux/amd64",
+    "cpu": "that, and who makes the processor",
+    "model": "that, and the processor's model",
+}
+_MAKERS: dict[str, tuple[str, ...]] = {
+    "intel": ("intel", "pentium", "xeon", "celeron"),
+    "amd": ("amd", "ryzen", "epyc", "athlon", "opteron"),
+    "apple": ("apple",),
+    "arm": ("arm", "cortex", "neoverse", "raspberry", "ampere", "bcm"),
+}
+
+
+def class_of(alike: str, platform: str, cpu_model: str) -> str:
+    """The class of a host whose fellows may hold copies of a job with it; empty where any may."""
+    if not alike:
+        return ""
+    words = " ".join(cpu_model.lower().split())
+    maker = next((maker for maker, signs in _MAKERS.items() if any(sign in words for sign in signs)), "other")
+    return "/".join((platform, maker, words)[: list(ALIKE).index(alike) + 1])
+
 
 def never_fits(shape: Shape, offer: Offer) -> str | None:
     """Why this host could never run such tasks, or None if it could."""
@@ -87,11 +112,32 @@ class Held(Struct, frozen=True, kw_only=True):
     user_id: int | None
     outcome: str
     received_at: float | None
+    sent_at: float | None = None
 
 
-def may_have(twins: Iterable[Held], host_id: int, user_id: int | None, quorum: int, now: float) -> str | None:
+def late_seconds(twins: Iterable[Held], enough: int, now: float) -> float | None:
+    """How long the oldest running copy of a job has taken, where copies enough are in play and one more is only to be
+    quicker; None where it is needed."""
+    sent_at = [twin.sent_at or now for twin in twins if twin.outcome == Outcome.NONE]
+    back = sum(twin.outcome == Outcome.SUCCESS for twin in twins)
+    return now - min(sent_at) if sent_at and len(sent_at) + back >= enough else None
+
+
+def may_have(
+    twins: Iterable[Held],
+    host_id: int,
+    user_id: int | None,
+    quorum: int,
+    now: float,
+    *,
+    host_class: str = "",
+    job_class: str = "",
+) -> str | None:
     """Why a host may not have another copy of a job, or None. Copies that will be compared go to different owners, so that
-    nobody agrees with himself; a host that just failed it for its own reasons rests first."""
+    nobody agrees with himself, and to hosts of one class where that is asked; a host that just failed it for its own
+    reasons rests first."""
+    if job_class and host_class != job_class:
+        return "host-unlike"
     for twin in twins:
         if (
             twin.host_id == host_id
@@ -114,8 +160,10 @@ class Waiting(Struct, frozen=True, kw_only=True):
     ready: int
     share: float
     weight: float = 1.0
+    place: tuple[int, int] = (0, 0)  # rank and number of its next task: the lower comes first
 
 
 def in_turn(queues: Iterable[Waiting]) -> Iterator[Waiting]:
-    """The order in which queues are served: projects that had least lately come first."""
-    return iter(sorted(queues, key=lambda queue: (queue.share, queue.queue_id)))
+    """The order in which queues are served: projects that had least lately come first; of a project's queues the one whose
+    next task has the highest priority, or is the oldest."""
+    return iter(sorted(queues, key=lambda queue: (queue.share, queue.place, queue.queue_id)))

@@ -19,7 +19,8 @@ from distributio.store import jobs, queues
 from distributio.store.database import Transaction
 from distributio.wire.native import LOG_BYTES
 
-SLACK = 16  # ready tasks read beyond those wanted, where some may not suit the host
+SLACK = 16  # ready tasks read beyond those wanted, where some may not suit the host; twice as many each time
+MOST_PASSED = 256  # tasks that do not suit a host are passed over before it is sent away
 
 
 class Returned(Struct, kw_only=True):
@@ -99,7 +100,9 @@ def _record_reports(work: Work, events: Sequence[HostTurn], answers: list[HostAn
                 continue
             job_id, attempt, _ = place
             before = after.get(job_id, loaded[job_id].job)
-            changed = reported(before, attempt, returned.report, work.now)
+            changed = (
+                before if _is_second_voice(before, attempt) else reported(before, attempt, returned.report, work.now)
+            )
             if changed is before:
                 continue
             after[job_id] = changed
@@ -119,6 +122,20 @@ def _record_reports(work: Work, events: Sequence[HostTurn], answers: list[HostAn
     work.save([(loaded[job_id], advance(job, work.now)) for job_id, job in after.items()])
 
 
+def _is_second_voice(job: Job, attempt: int) -> bool:
+    """Whether a copy that was given up comes late from an owner who has another one that counts: he would agree with
+    himself."""
+    late = job.tasks[attempt]
+    if job.quorum == 1 or late.state is not TaskState.OVER:
+        return False
+    return any(
+        task is not late
+        and (task.host_id == late.host_id or (late.user_id is not None and task.user_id == late.user_id))
+        and (task.state is TaskState.IN_PROGRESS or task.outcome is Outcome.SUCCESS)
+        for task in job.tasks
+    )
+
+
 def add_log(transaction: Transaction, lines: list[tuple[object, ...]]) -> None:
     """Keep pieces of logs: task, offset, bytes. A piece that came before is not kept twice."""
     transaction.insert_many("logs", ("task_id", "start", "bytes"), lines, "ON CONFLICT (task_id, start) DO NOTHING")
@@ -133,12 +150,11 @@ def _call_off(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer])
     held_tasks = [task for event, _ in speaking for task, _, _ in event.held or ()]
     going_on: dict[int, int] = {}
     if held_tasks:
-        going_on = {
-            task: host
-            for task, host in work.transaction.rows(
+        going_on = dict(
+            work.transaction.rows(
                 "SELECT id, host_id FROM tasks WHERE id IN (:ids...) AND state = 'in_progress'", ids=held_tasks
             )
-        }
+        )
     asking = sorted({event.host_id for event, _ in speaking if event.offer is not None or event.is_start})
     on_hosts: dict[int, list[Sent]] = defaultdict(list)
     if asking:
@@ -201,6 +217,11 @@ class _Supply:
         self._in_hand: list[jobs.Candidate] = []
         self._twins: dict[int, list[dispatch.Held]] = defaultdict(list)
         self._dry = False
+        self._slack = SLACK
+
+    def place(self) -> tuple[int, int]:
+        """Rank and number of the next task, as far as the queue has been read."""
+        return (self._in_hand[0].rank, self._in_hand[0].task_id) if self._in_hand else self._place
 
     def take(self, host_id: int, user_id: int | None, most: int, rejections: dict[str, int]) -> list[jobs.Candidate]:
         """At most `most` tasks this host may have."""
@@ -221,13 +242,14 @@ class _Supply:
             else:
                 rejections[why_not] = rejections.get(why_not, 0) + 1
                 passed.append(candidate)
-                if len(passed) >= 4 * SLACK:
+                if len(passed) >= MOST_PASSED:
                     break
         self._in_hand = passed + self._in_hand
         return taken
 
     def _read(self, wanted: int) -> bool:
-        most = max(wanted, self._expected) + (SLACK if self._twins else 0)
+        most = max(wanted, self._expected) + (self._slack if self._twins else 0)
+        self._slack *= 2
         found = jobs.claim(self._work.transaction, self._queue.queue_id, self._place, most)
         self._dry = len(found) < most
         if not found:
@@ -254,6 +276,8 @@ def _find_work(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer]
     ]
     if not asking:
         return
+    lending = _lending(work.transaction, [event.host_id for event, _ in asking])
+    asking = [(event, answer) for event, answer in asking if event.host_id in lending]
     waiting = queues.waiting(work.transaction, work.now)
     if not waiting:
         for _, answer in asking:
@@ -268,6 +292,12 @@ def _find_work(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer]
         chosen += [(event, answer, candidate) for candidate in _choose(event, event.offer, answer, supplies, shares)]
     _send(work, chosen)
     shares.save(work.transaction, work.now)
+
+
+def _lending(transaction: Transaction, host_ids: list[int]) -> set[int]:
+    """Those of these hosts that may have work. A host may have left while its question waited."""
+    rows = transaction.rows("SELECT id FROM hosts WHERE id IN (:ids...) AND state = 'active'", ids=host_ids)
+    return {row[0] for row in rows}
 
 
 def _choose(
@@ -295,7 +325,7 @@ def _choose(
                 continue
             chosen += taken
             offer = _less(offer, queue.shape, len(taken))
-            shares.charge(queue, len(taken))
+            shares.charge(queue, len(taken), supplies[queue.queue_id].place())
             progressed = True
             break
         if not progressed:

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from distributio.lifecycle import dispatch
+from distributio.lifecycle import dispatch, quota
 from distributio.lifecycle.dispatch import Shape, Waiting
 from distributio.store.database import Transaction
-
-HALF_LIFE_SECONDS = 3600.0
 
 _shapes: dict[str, Shape] = {}
 
@@ -23,22 +21,28 @@ def waiting(transaction: Transaction, now: float) -> list[Waiting]:
         "SELECT queues.id, project_id, shape, ready, weight, share_used, share_at "
         "FROM queues JOIN projects ON projects.id = queues.project_id WHERE ready > 0 AND enabled"
     )
+    places = _places(transaction, [row[0] for row in rows]) if len(rows) > 1 else {}
     return [
         Waiting(
             queue_id=queue,
             project_id=project,
             shape=shape_of(shape),
             ready=ready,
-            share=decayed(used, at, now) / weight,
+            share=quota.decayed(used, at, now) / weight,
             weight=weight,
+            place=places.get(queue, (0, 0)),
         )
         for queue, project, shape, ready, weight, used, at in rows
     ]
 
 
-def decayed(used: float, at: float, now: float) -> float:
-    """A share as it is `now`."""
-    return float(used * 0.5 ** (max(0.0, now - at) / HALF_LIFE_SECONDS)) if used else 0.0
+def _places(transaction: Transaction, queue_ids: list[int]) -> dict[int, tuple[int, int]]:
+    """Rank and number of each queue's next task."""
+    first = "FROM tasks WHERE state = 'ready' AND queue_id = queues.id ORDER BY rank, tasks.id LIMIT 1"
+    rows = transaction.rows(
+        f"SELECT id, (SELECT rank {first}), (SELECT tasks.id {first}) FROM queues WHERE id IN (:ids...)", ids=queue_ids
+    )
+    return {queue: (rank, task) for queue, rank, task in rows if task is not None}
 
 
 def shape_of(text: str) -> Shape:
@@ -71,22 +75,28 @@ class Shares:
         self._queues = queues
         self._share = {queue.project_id: queue.share for queue in queues}
         self._weight = {queue.project_id: queue.weight for queue in queues}
+        self._place = {queue.queue_id: queue.place for queue in queues}
         self._charged: set[int] = set()
 
     def is_alone(self) -> bool:
-        """Whether only one project waits."""
-        return len(self._share) == 1
+        """Whether only one queue waits."""
+        return len(self._queues) == 1
 
     def in_turn(self) -> Iterator[Waiting]:
         """Queues in the order they are served now."""
         if len(self._queues) == 1:
             return iter(self._queues)
-        now = [msgspec.structs.replace(queue, share=self._share[queue.project_id]) for queue in self._queues]
+        now = [
+            msgspec.structs.replace(queue, share=self._share[queue.project_id], place=self._place[queue.queue_id])
+            for queue in self._queues
+        ]
         return dispatch.in_turn(now)
 
-    def charge(self, queue: Waiting, count: int = 1) -> None:
-        """Tasks of this queue were chosen."""
-        if not self.is_alone():
+    def charge(self, queue: Waiting, count: int, place: tuple[int, int]) -> None:
+        """Tasks of this queue were chosen; `place` is where it goes on. What a project has while no other waits costs it
+        nothing."""
+        self._place[queue.queue_id] = place
+        if len(self._share) > 1:
             self._share[queue.project_id] += count * max(queue.shape.cpus, 0.1) / queue.weight
             self._charged.add(queue.project_id)
 

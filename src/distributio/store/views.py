@@ -1,6 +1,7 @@
 """Batches, jobs, tasks and hosts as people ask for them: reads for the API and the pages, never for a decision."""
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from distributio.store.database import Transaction
 from distributio.wire.native import BatchView, HostFacts, HostView, JobChoice, JobView, Spec, TaskView
 
 _STATES = tuple(state.value for state in JobState)
+_PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _BATCH = (
     "SELECT batches.id, projects.name, batches.name, users.name, batches.created_at, ended_at, job_count, "
     "waiting, running, checking, done, failed, cancelled, priority, labels, spec, policy, images.digest, "
@@ -44,10 +46,8 @@ def fill(spec: Spec, choice: JobChoice | None) -> Spec:
 
 
 def _filled(text: str, variables: dict[str, str]) -> str:
-    if "{" in text:
-        for name, value in variables.items():
-            text = text.replace("{" + name + "}", value)
-    return text
+    # In one pass: what a value brings along is not filled again.
+    return _PLACEHOLDER.sub(lambda found: variables.get(found[1], found[0]), text) if "{" in text else text
 
 
 def _batch(row: tuple[Any, ...]) -> BatchView:
@@ -228,6 +228,23 @@ def recent_jobs(
     return _jobs(transaction, rows)
 
 
+def choices_of(
+    transaction: Transaction, batch_id: int, states: list[str] | None, after: int, most: int
+) -> list[tuple[int, JobChoice]]:
+    """What distinguishes a batch's jobs, by position, in order, behind a position."""
+    where = "" if states is None else " AND state IN (:states...)"
+    values: dict[str, Any] = {} if states is None else {"states": states}
+    rows = transaction.rows(
+        f"SELECT position, choice FROM jobs WHERE batch_id = :batch AND position > :after{where} "
+        "ORDER BY position LIMIT :most",
+        batch=batch_id,
+        after=after,
+        most=most,
+        **values,
+    )
+    return [(row[0], msgspec.json.decode(row[1], type=JobChoice) if row[1] else JobChoice()) for row in rows]
+
+
 def job_number(transaction: Transaction, batch_id: int, position: int) -> int | None:
     """The store's own number of a job."""
     row = transaction.one(
@@ -299,7 +316,10 @@ def totals(transaction: Transaction, since: float) -> dict[str, Any]:
         "WHERE state <> 'detached'",
         since=since,
     )
-    assert sums is not None and ready is not None and going is not None and hosts is not None
+    assert sums is not None
+    assert ready is not None
+    assert going is not None
+    assert hosts is not None
     return {
         "jobs": dict(zip(_STATES, map(int, sums), strict=True)),
         "tasks_ready": int(ready[0]),
