@@ -3,6 +3,7 @@
 import html
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -11,7 +12,7 @@ from distributio.server.app import ROUTES
 from distributio.server.pages import sessions
 from distributio.store import accounts
 from distributio.wire.native import JobChoice, Limits, LogAnswer, Spec, TaskReport
-from sites import Guest, GuestHost, RunningSite, success, wait_for
+from sites import Guest, GuestHost, RunningSite, running, success, wait_for
 
 pytestmark = pytest.mark.system
 
@@ -246,6 +247,27 @@ def test_the_session_is_a_cookie_that_scripts_and_other_sites_cannot_use(world: 
     assert browser.send("/", "/logout").status_code == 303
     browser.http.cookies.set(f"distributio_session_{world.site.port}", secret)
     assert browser.http.get("/batches").status_code == 303
+
+
+def test_behind_a_proxy_addresses_have_its_path_and_cookies_go_by_https_only(tmp_path: Path) -> None:
+    for site in running(RunningSite(tmp_path, site_url="https://grid.example/x")):
+        browser = Browser(site)
+        for path in ("/login", "/x/login"):
+            answer = browser.http.get(path)
+            cookie = answer.headers["set-cookie"]
+            assert cookie.startswith("distributio_guest=")
+            assert {"Secure", "HttpOnly", "SameSite=strict", "Path=/x"} <= set(cookie.split("; "))
+            page = examine(answer)
+            places = [
+                attributes[name]
+                for _, attributes in page.tags
+                for name in ("href", "src", "action")
+                if name in attributes
+            ]
+            assert all(place.startswith(("/x/", "#")) for place in places), places
+        assert (
+            browser.http.get("/x/batches?state=ended").headers["location"] == "/x/login?next=/batches%3Fstate%3Dended"
+        )
 
 
 def test_a_wrong_token_is_told_so(world: World) -> None:

@@ -18,7 +18,7 @@ _AGES = ((86_400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
 _LONG_AGO = 30 * 86_400.0
 # Escape sequences colour a terminal; other control characters but tab and newline mean nothing on a page.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-_PICTURES = {code: 0x2400 + code for code in range(32)} | {127: 0x2421}
+_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 _OUTCOMES = {
@@ -90,7 +90,7 @@ def _utc(at: float) -> datetime.datetime:
 
 def command(parts: Iterable[str]) -> str:
     """A command as one would type it, what cannot be seen made visible"""
-    return shlex.join(parts).translate(_PICTURES)
+    return shlex.join(parts).translate(_VISIBLE)
 
 
 def plain(text: str) -> str:
