@@ -42,6 +42,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("status", "The site", "site:status", "Show the site in numbers."),
     Command("serve", "Machines", "serve:serve", "Be a site: the server."),
     Command("host", "Machines", "host:app", "Lend this machine: the host agent."),
+    Command("app", "Machines", "app:app", "Add programs that stock BOINC clients run, and list them."),
+    Command("keys", "Machines", "keys:app", "Show or replace the keys that BOINC clients trust."),
     Command("demo", "Machines", "demo:demo", "Try all of it on this machine."),
     Command("version", "This program", "site:version", "Print the version of this program."),
     Command("docs", "This program", "reference:docs", "Print the reference of all commands."),

@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 import distributio
 from distributio.lifecycle.model import DECIDED_STATES, JobState
-from distributio.server import explaining, hosting, images_api, preflight
+from distributio.server import boinc_apps, boinc_names, explaining, hosting, images_api, preflight
 from distributio.server.problems import Refused, not_found
 from distributio.server.routes import FAR, Answer, Call, json_response
 from distributio.server.serving import file_response
@@ -113,6 +113,8 @@ async def _submit(call: Call, submission: BatchSubmission, project_id: int) -> A
     spec = submission.spec
     policy = preflight.policy_of(submission.policy, spec)
     image = None
+    if spec.runner.startswith(boinc_names.RUNNER):
+        await boinc_apps.check_runner(site, spec.runner.removeprefix(boinc_names.RUNNER))
     if spec.runner == "container":
         image = await images_api.resolve(call, project_id, spec.image)
     digests = [each.digest for each in spec.inputs]

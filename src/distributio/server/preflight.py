@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from distributio.lifecycle.dispatch import Offer, Shape, never_fits
 from distributio.lifecycle.model import EXACT, Policy
+from distributio.server.boinc_names import RUNNER as BOINC_RUNNER
 from distributio.server.problems import Refused, because
 from distributio.store.catalog import Image
 from distributio.wire.native import LEASE_MARGIN_SECONDS, BatchSubmission, HostFacts, PolicyChoice, Spec
@@ -31,7 +32,7 @@ def check_words(submission: BatchSubmission, most_jobs: int) -> int:
     """Check what needs no look at the site; return the number of jobs. Raises Refused with every mistake found."""
     spec = submission.spec
     errors: list[str] = []
-    if spec.runner not in RUNNERS:
+    if spec.runner not in RUNNERS and not spec.runner.startswith(BOINC_RUNNER):
         errors.append(f"spec.runner: {spec.runner!r} is not one of {', '.join(RUNNERS)}")
     if spec.runner == "container" and not spec.image:
         errors.append("spec.image: name the image the jobs run, as in python:alpine")

@@ -340,6 +340,23 @@ def versions(transaction: Transaction) -> list[Version]:
     return list(found.values())
 
 
+def documents(transaction: Transaction) -> list[tuple[int, VersionFiles]]:
+    """What makes up every version, by its number."""
+    return [
+        (row[0], msgspec.json.decode(row[1], type=VersionFiles))
+        for row in transaction.rows("SELECT id, document FROM boinc_versions ORDER BY id")
+    ]
+
+
+def put_document(transaction: Transaction, version_id: int, document: VersionFiles) -> None:
+    """Say anew what makes up a version: its signatures have changed."""
+    transaction.run(
+        "UPDATE boinc_versions SET document = :document WHERE id = :id",
+        document=msgspec.json.encode(document).decode(),
+        id=version_id,
+    )
+
+
 # --- files --------------------------------------------------------------------------------------------------------
 
 
