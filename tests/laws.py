@@ -116,7 +116,11 @@ def no_agreement_is_thrown_away(job: Job, rules: ModuleType, now: float) -> None
     """A job is not given up while a quorum of outputs is there and enough of them are the same."""
     if not job.reasons or Reason.CANCELLED in job.reasons:
         return
-    outputs = Counter(task.output_digest for task in job.tasks if task.outcome is Outcome.SUCCESS)
+    outputs = Counter(
+        task.output_digest
+        for task in job.tasks
+        if task.outcome is Outcome.SUCCESS and task.validity is not Validity.INVALID  # its host was banned
+    )
     enough_in_all = outputs.total() >= job.quorum
     assert not (enough_in_all and max(outputs.values()) >= job.quorum // 2 + 1)
 

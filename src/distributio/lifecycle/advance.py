@@ -36,8 +36,8 @@ class NotAllowed(ValueError):
 # --- events -----------------------------------------------------------------------------------------------------
 
 
-def sent(job: Job, attempt: int, host_id: int, user_id: int | None, now: float) -> Job:
-    """A ready copy is leased to a host until its deadline."""
+def sent(job: Job, attempt: int, host_id: int, user_id: int | None, now: float, alike: str = "") -> Job:
+    """A ready copy is leased to a host until its deadline. The first one fixes the class of hosts the others go to."""
     task = job.tasks[attempt]
     if job.is_decided:
         raise NotAllowed(f"job {job.id} is decided: nothing more of it is sent")
@@ -52,7 +52,43 @@ def sent(job: Job, attempt: int, host_id: int, user_id: int | None, now: float) 
         sent_at=now,
         deadline_at=deadline_at,
     )
-    return _with_task(job, leased)
+    fixed = job if job.alike == alike else replace(job, alike=job.alike or alike)
+    return _with_task(fixed, leased)
+
+
+def doubted(job: Job) -> Job:
+    """A copy went to a host that is not trusted, or was chosen for a spot check, or its host was found wrong elsewhere: more
+    copies must be compared. What is decided stays decided."""
+    policy = job.policy
+    if job.is_decided or not policy.adaptive or job.quorum >= policy.adaptive_quorum:
+        return job
+    return replace(job, quorum=policy.adaptive_quorum, target_tasks=max(job.target_tasks, policy.adaptive_quorum))
+
+
+def hurried(job: Job) -> Job:
+    """A copy is late and few jobs of the batch are left: one copy more is wanted in play. The quorum stays as it is."""
+    states = [task.state for task in job.tasks if task.state is not TaskState.OVER or task.is_viable]
+    enough = max(job.policy.target_tasks, job.quorum)
+    if job.is_decided or job.target_tasks > enough or len(states) < enough:
+        return job
+    if TaskState.READY in states or TaskState.IN_PROGRESS not in states:
+        return job
+    return replace(job, target_tasks=enough + 1)
+
+
+def discredited(job: Job, host_id: int) -> Job:
+    """A host is not to be believed any more: what it holds goes to others, and what it brought and nobody has compared is
+    wrong until another brings the same. What is decided stays decided."""
+    if job.is_decided:
+        return job
+    held = _replace_tasks(
+        job,
+        lambda task: task.host_id == host_id and task.state is TaskState.IN_PROGRESS,
+        state=TaskState.OVER,
+        outcome=Outcome.ABANDONED,
+        cause="host-banned-with-task",
+    )
+    return _replace_tasks(held, lambda task: task.host_id == host_id and task.is_viable, validity=Validity.INVALID)
 
 
 def reported(job: Job, attempt: int, report: Report, now: float) -> Job:
@@ -143,6 +179,19 @@ def expire_overdue_tasks(job: Job, now: float) -> Job:
     )
 
 
+def refuse_wrong_answers(job: Job, now: float) -> Job:
+    """Where the answer is known beforehand, an output that is not it cannot count."""
+    if not job.expect or job.canonical_attempt is not None:
+        return job
+    return _replace_tasks(
+        job,
+        lambda task: task.is_viable and task.output_digest != job.expect,
+        outcome=Outcome.INVALID_OUTPUT,
+        validity=Validity.INVALID,
+        cause="wrong-answer",
+    )
+
+
 def compare_digests(job: Job, now: float) -> Job:
     """With the exact validator, equal digests agree: decided here, in the transaction of the report."""
     if job.policy.validator != EXACT or not quorum.wants_check(job):
@@ -211,6 +260,16 @@ def settle_unchecked_tasks(job: Job, now: float) -> Job:
     return _replace_tasks(job, lambda task: task.is_viable, validity=Validity.NOT_CHECKED)
 
 
+def free_the_class(job: Job, now: float) -> Job:
+    """A class of hosts of which nothing came, and nothing is to come, need not be kept to."""
+    if not job.alike or job.is_decided:
+        return job
+    for task in job.tasks:
+        if task.state is TaskState.IN_PROGRESS or task.outcome is Outcome.NO_REPLY or task.is_viable:
+            return job
+    return replace(job, alike="")
+
+
 def create_missing_tasks(job: Job, now: float) -> Job:
     """Enough copies are in play until one is canonical; none is added while outputs wait to be compared."""
     room = job.policy.max_tasks - len(job.tasks)
@@ -259,11 +318,13 @@ def name_the_state(job: Job, now: float) -> Job:
 
 RULES: tuple[Rule, ...] = (
     expire_overdue_tasks,
+    refuse_wrong_answers,
     compare_digests,
     ask_for_more_copies_when_none_agree,
     give_up_when_hopeless,
     withdraw_what_is_not_needed,
     settle_unchecked_tasks,
+    free_the_class,
     create_missing_tasks,
     hand_over_when_settled,
     release_files,

@@ -85,7 +85,8 @@ EXACT = "exact"  # the validator that compares digests, inside the deciding tran
 
 
 class Policy(Struct, frozen=True, kw_only=True):
-    """What a batch asks of every one of its jobs. Counts are of tasks; `deadline_seconds` is the length of a lease."""
+    """What a batch asks of every one of its jobs. Counts are of tasks; `deadline_seconds` is the length of a lease. With
+    `adaptive`, one copy is enough from a host that is trusted, and `adaptive_quorum` are compared where it is not."""
 
     quorum: int = 1
     target_tasks: int = 1
@@ -95,6 +96,9 @@ class Policy(Struct, frozen=True, kw_only=True):
     max_successes: int = 6
     deadline_seconds: int = 86_400
     validator: str = EXACT
+    adaptive: bool = False
+    adaptive_quorum: int = 2
+    alike: str = ""  # how alike the hosts of one job's copies must be: a word of lifecycle/dispatch.ALIKE
 
 
 class Task(Struct, frozen=True, kw_only=True):
@@ -140,6 +144,8 @@ class Job(Struct, frozen=True, kw_only=True):
     hand_over: HandOver = HandOver.NOT_READY
     files: FilesState = FilesState.KEPT
     decided_at: float | None = None
+    alike: str = ""  # the class of hosts its copies go to, once the first has fixed it
+    expect: str = ""  # the digest of the output, where it is known beforehand
     tasks: tuple[Task, ...] = ()
 
     @property
@@ -166,6 +172,6 @@ class Report(Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
 
 
-def new_job(job_id: int, policy: Policy) -> Job:
+def new_job(job_id: int, policy: Policy, expect: str = "") -> Job:
     """A job as it is submitted: no copies yet; `advance` makes them."""
-    return Job(id=job_id, policy=policy, quorum=policy.quorum, target_tasks=policy.target_tasks)
+    return Job(id=job_id, policy=policy, quorum=policy.quorum, target_tasks=policy.target_tasks, expect=expect)

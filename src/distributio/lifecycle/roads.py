@@ -69,16 +69,23 @@ class Roads(Struct, frozen=True):
     steps: dict[Stand, tuple[Step, ...]]
 
 
-def explore(policy: Policy, *, validators: int = 1, rules: ModuleType = rules_in_force) -> Roads:
+def explore(
+    policy: Policy,
+    *,
+    validators: int = 1,
+    rules: ModuleType = rules_in_force,
+    expect: str = "",
+    distrust: bool = False,
+) -> Roads:
     """Visit every stand, breadth first. `validators` may think at the same time where the policy names one with code;
-    `rules` are the events and `advance` to follow."""
-    start = Stand(rules.advance(new_job(1, policy), NOW))
+    `rules` are the events and `advance` to follow; with `distrust` hosts are doubted, banned and late as well."""
+    start = Stand(rules.advance(new_job(1, policy, expect), NOW))
     steps: dict[Stand, tuple[Step, ...]] = {}
     found = {start}
     waiting = deque([start])
     while waiting:
         stand = waiting.popleft()
-        steps[stand] = tuple(steps_from(stand, validators, rules))
+        steps[stand] = tuple(steps_from(stand, validators, rules, distrust=distrust))
         for step in steps[stand]:
             if step.after not in found:
                 found.add(step.after)
@@ -86,10 +93,11 @@ def explore(policy: Policy, *, validators: int = 1, rules: ModuleType = rules_in
     return Roads(start, steps)
 
 
-def steps_from(stand: Stand, validators: int, rules: ModuleType) -> Iterator[Step]:
+def steps_from(stand: Stand, validators: int, rules: ModuleType, *, distrust: bool = False) -> Iterator[Step]:
     """Everything that may happen next."""
     job = stand.job
-    for event, recorded in happenings(job, rules):
+    happens = [*happenings(job, rules), *(distrusts(job, rules) if distrust else ())]
+    for event, recorded in happens:
         yield Step(stand, event, recorded, Stand(rules.advance(recorded, NOW), stand.thoughts))
     if job.policy.validator == EXACT:
         return
@@ -108,7 +116,7 @@ def happenings(job: Job, rules: ModuleType) -> Iterator[tuple[str, Job]]:
     """Every event but a validator's, with the job just after it was recorded."""
     undecided = not job.is_decided
     # Which of two different outputs comes first makes no difference: call it "a".
-    has_output = any(task.output_digest for task in job.tasks)
+    has_output = bool(job.expect) or any(task.output_digest for task in job.tasks)
     for task in job.tasks:
         if task.state is TaskState.READY and undecided:
             yield "sent", rules.sent(job, task.attempt, task.attempt + 1, task.attempt + 1, NOW)
@@ -128,6 +136,18 @@ def happenings(job: Job, rules: ModuleType) -> Iterator[tuple[str, Job]]:
         yield "handed over", rules.handed_over(job)
     if job.files is FilesState.RELEASED:
         yield "files deleted", rules.files_deleted(job)
+
+
+def distrusts(job: Job, rules: ModuleType) -> Iterator[tuple[str, Job]]:
+    """What the site does by itself about hosts that it does not trust, and about copies that are late."""
+    for event, recorded in (("doubted", rules.doubted(job)), ("hurried", rules.hurried(job))):
+        if recorded is not job:
+            yield event, recorded
+    for task in job.tasks:
+        if task.host_id is not None:
+            recorded = rules.discredited(job, task.host_id)
+            if recorded is not job:
+                yield "its host is banned", recorded
 
 
 def thoughts(job: Job, rules: ModuleType) -> Iterator[Thought]:

@@ -50,6 +50,15 @@ def _count(name: str) -> Column[int]:
     return Column(name, BigInteger, nullable=False, server_default="0")
 
 
+def _amount(name: str) -> Column[float]:
+    return Column(name, Float, nullable=False, server_default="0")
+
+
+def _earnings() -> tuple[Column[int], Column[float]]:
+    """Credit in millionths of a cobblestone, and the sum that lifecycle.credit.recent_average reads."""
+    return _count("credit"), _amount("credit_kept")
+
+
 # What the site knows of itself: its name, its keys' public halves, when it was made.
 site = Table("site", metadata, Column("key", Text, primary_key=True), Column("value", Text, nullable=False))
 
@@ -62,6 +71,8 @@ users = Table(
     Column("password_hash", Text),
     Column("is_operator", Boolean, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("shows_name", Boolean, nullable=False, server_default="0"),  # on the leaderboard
+    *_earnings(),
 )
 
 projects = Table(
@@ -74,6 +85,7 @@ projects = Table(
     Column("share_used", Float, nullable=False, server_default="0"),  # core-seconds sent, decayed to share_at
     Column("share_at", Float, nullable=False, server_default="0"),
     Column("created_at", Float, nullable=False),
+    *_earnings(),  # of hosts, by its jobs
 )
 
 memberships = Table(
@@ -121,7 +133,10 @@ hosts = Table(
     Column("name", Text, nullable=False),
     Column("key_hash", Text, nullable=False),
     Column("facts", Text, nullable=False),  # wire.native.HostFacts
-    _word("state", "active"),  # active, suspended, detached
+    _word("state", "active"),  # active, suspended, banned, detached
+    _word("ban_reason", ""),
+    _amount("gflops"),  # of one processor, as believed
+    *_earnings(),
     Column("created_at", Float, nullable=False),
     Column("last_seen_at", Float, nullable=False),
     _count("tasks_done"),
@@ -161,6 +176,61 @@ image_blobs = Table(
     Index(None, "digest"),
 )
 
+# What trust is earned with: a runner and an image repository, over all tags.
+apps = Table(
+    "apps",
+    metadata,
+    _id(),
+    Column("runner", Text, nullable=False),
+    Column("repository", Text, nullable=False),
+    _amount("confirmed_gflop"),  # the work that confirmed results were credited for
+    _amount("confirmed_seconds"),  # the processor time they took
+    UniqueConstraint("runner", "repository"),
+)
+
+# lifecycle.trust.Standing, column by column.
+host_apps = Table(
+    "host_apps",
+    metadata,
+    Column("host_id", Id, ForeignKey("hosts.id", ondelete="CASCADE"), primary_key=True),
+    Column("app_id", Id, ForeignKey("apps.id", ondelete="CASCADE"), primary_key=True),
+    Column("consecutive_valid", Integer, nullable=False),
+    Column("error_rate", Float, nullable=False),
+    Column("allowance", Integer, nullable=False),
+    Column("day", Integer, nullable=False),
+    Column("sent_today", Integer, nullable=False),
+    Column("troubles", Integer, nullable=False),
+    Column("trouble_at", Float, nullable=False),
+    Column("rest_until", Float, nullable=False),
+    Column("failing_batch", BigInteger, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("failing_until", Float, nullable=False),
+    Column("turnaround_seconds", Float, nullable=False),
+    Column("valid", BigInteger, nullable=False),
+    Column("wrong", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+)
+
+# What each valid task earned. The totals of hosts, users and projects are the sums of these.
+credit_grants = Table(
+    "credit_grants",
+    metadata,
+    Column("task_id", Id, primary_key=True, autoincrement=False),
+    Column("host_id", Id, nullable=False),
+    Column("user_id", Id),
+    Column("project_id", Id, nullable=False),
+    Column("credit", BigInteger, nullable=False),  # in millionths of a cobblestone
+    Column("at", Float, nullable=False),
+)
+
+# Jobs done again because the host that did them alone was banned.
+rechecks = Table(
+    "rechecks",
+    metadata,
+    Column("job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("by_job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, unique=True),
+)
+
 # All ready tasks of one project that ask the same of a host stand in one queue.
 queues = Table(
     "queues",
@@ -195,6 +265,9 @@ batches = Table(
     _count("done"),
     _count("failed"),
     _count("cancelled"),
+    Column("app_id", Id, ForeignKey("apps.id")),
+    _amount("lone_gflops"),  # the most a result is credited by that no other bears out
+    Column("eta_at", Float),  # when it may end, as it looks now
     Column("idempotency_key", Text),
     Column("request_digest", Text, nullable=False),
     UniqueConstraint("project_id", "idempotency_key"),
@@ -225,6 +298,8 @@ jobs = Table(
     Column("files", Text, nullable=False),
     Column("decided_at", Float),
     Column("choice", Text),  # wire.native.JobChoice, where the job differs from the batch's others
+    Column("alike", Text),  # the class of hosts its copies go to
+    Column("expect", Text),  # the digest of its output, where it is known beforehand
     UniqueConstraint("batch_id", "position"),
     Index(
         "ix_jobs_hand_over",
