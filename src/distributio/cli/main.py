@@ -39,6 +39,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("login", "The site", "site:login", "Store a site's address and your token."),
     Command("whoami", "The site", "site:whoami", "Show who your token speaks for."),
     Command("token", "The site", "token:app", "Make, list and revoke tokens."),
+    Command("user", "The site", "user:app", "List people and make them known; for operators."),
+    Command("project", "The site", "project:app", "List, make and change projects; for operators."),
     Command("status", "The site", "site:status", "Show the site in numbers."),
     Command("serve", "Machines", "serve:serve", "Be a site: the server."),
     Command("host", "Machines", "host:app", "Lend this machine: the host agent."),

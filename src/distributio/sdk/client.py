@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -24,10 +25,15 @@ from distributio.wire.native import (
     ImageView,
     Input,
     JobView,
+    NewProject,
+    NewUser,
     Page,
+    ProjectChange,
+    ProjectView,
     QuotaView,
     SiteStatus,
     TokenView,
+    UserView,
     WhoAmI,
 )
 
@@ -105,6 +111,32 @@ class Client:
     def delete_token(self, token_id: int) -> None:
         """Nobody can use the token any more."""
         self.transport.send("DELETE", f"/api/v1/tokens/{token_id}")
+
+    # --- people and projects, for operators ---------------------------------------------------------------------
+
+    def users(self) -> Iterator[UserView]:
+        """Everybody the site knows."""
+        return self._pages(UserView, "/api/v1/users")
+
+    def create_user(self, user: NewUser) -> UserView:
+        """Make a person known; the answer has their first token."""
+        return self.transport.ask(UserView, "POST", "/api/v1/users", body=msgspec.json.encode(user), again=False)
+
+    def projects(self) -> Iterator[ProjectView]:
+        """Every project with its members, limits and use."""
+        return self._pages(ProjectView, "/api/v1/projects")
+
+    def create_project(self, name: str) -> ProjectView:
+        """Make a project."""
+        return self.transport.ask(
+            ProjectView, "POST", "/api/v1/projects", body=msgspec.json.encode(NewProject(name=name)), again=False
+        )
+
+    def change_project(self, name: str, change: ProjectChange) -> ProjectView:
+        """Change a project's members, limits or share."""
+        return self.transport.ask(
+            ProjectView, "PATCH", f"/api/v1/projects/{quote(name, safe='')}", body=msgspec.json.encode(change)
+        )
 
     # --- batches and jobs ---------------------------------------------------------------------------------------
 

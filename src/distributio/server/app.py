@@ -25,6 +25,7 @@ from distributio.server import (
     openapi,
     operations,
     problems,
+    tenancy_api,
 )
 from distributio.server.boinc_api import SchedulerEndpoint
 from distributio.server.boinc_attach import MasterPage
@@ -45,12 +46,17 @@ from distributio.wire.native import (
     ImageView,
     JobView,
     LogAnswer,
+    NewProject,
+    NewUser,
     Page,
+    ProjectChange,
+    ProjectView,
     QuotaView,
     SiteStatus,
     TokenView,
     Turn,
     TurnAnswer,
+    UserView,
     WhoAmI,
 )
 
@@ -224,6 +230,39 @@ ROUTES: tuple[Route, ...] = (
         streams="bytes",
         status=201,
         query=("project",),
+    ),
+    _row(
+        "GET", f"{API}/users", "operator", tenancy_api.list_users, "Everybody the site knows.", gives=Page, query=PAGE
+    ),
+    _row(
+        "POST",
+        f"{API}/users",
+        "operator",
+        tenancy_api.create_user,
+        "Make a person known.",
+        takes=NewUser,
+        gives=UserView,
+        status=201,
+    ),
+    _row("GET", f"{API}/projects", "operator", tenancy_api.list_projects, "Every project.", gives=Page, query=PAGE),
+    _row(
+        "POST",
+        f"{API}/projects",
+        "operator",
+        tenancy_api.create_project,
+        "Make a project.",
+        takes=NewProject,
+        gives=ProjectView,
+        status=201,
+    ),
+    _row(
+        "PATCH",
+        f"{API}/projects/{{project}}",
+        "person",
+        tenancy_api.change_project,
+        "Change a project: members, limits, share.",
+        takes=ProjectChange,
+        gives=ProjectView,
     ),
     _row(
         "GET",

@@ -130,6 +130,62 @@ def remove_member(transaction: Transaction, user_id: int, project_id: int) -> bo
     )
 
 
+def user_by_name(transaction: Transaction, name: str) -> int | None:
+    """A person's number."""
+    row = transaction.one("SELECT id FROM users WHERE name = :name", name=name)
+    return int(row[0]) if row else None
+
+
+def project_by_name(transaction: Transaction, name: str) -> int | None:
+    """A project's number."""
+    row = transaction.one("SELECT id FROM projects WHERE name = :name", name=name)
+    return int(row[0]) if row else None
+
+
+def users(transaction: Transaction, after: int, most: int) -> list[tuple[int, str, bool, float, dict[str, str]]]:
+    """People behind a number: number, name, operator or not, made, roles by project."""
+    rows = transaction.rows(
+        "SELECT id, name, is_operator, created_at FROM users WHERE id > :after ORDER BY id LIMIT :most",
+        after=after,
+        most=most,
+    )
+    roles: dict[int, dict[str, str]] = {row[0]: {} for row in rows}
+    for user, project, role in transaction.rows(
+        "SELECT user_id, projects.name, role FROM memberships JOIN projects ON projects.id = project_id "
+        "WHERE user_id IN (:users...)",
+        users=list(roles),
+    ):
+        roles[user][project] = role
+    return [(row[0], row[1], bool(row[2]), row[3], roles[row[0]]) for row in rows]
+
+
+def projects(transaction: Transaction, after: int, most: int) -> list[tuple[int, str, bool, float, float]]:
+    """Projects behind a number: number, name, enabled or not, weight, made."""
+    rows = transaction.rows(
+        "SELECT id, name, enabled, weight, created_at FROM projects WHERE id > :after ORDER BY id LIMIT :most",
+        after=after,
+        most=most,
+    )
+    return [(row[0], row[1], bool(row[2]), row[3], row[4]) for row in rows]
+
+
+def members_of(transaction: Transaction, project_id: int) -> dict[str, str]:
+    """A project's members and their roles."""
+    rows = transaction.rows(
+        "SELECT users.name, role FROM memberships JOIN users ON users.id = user_id WHERE project_id = :id ORDER BY users.id",
+        id=project_id,
+    )
+    return {name: role for name, role in rows}  # noqa: C416  # dict() would keep the rows' type
+
+
+def change_project(transaction: Transaction, project_id: int, enabled: bool | None, weight: float | None) -> None:
+    """Switch a project on or off, or give it another share."""
+    if enabled is not None:
+        transaction.run("UPDATE projects SET enabled = :on WHERE id = :id", on=enabled, id=project_id)
+    if weight is not None:
+        transaction.run("UPDATE projects SET weight = :weight WHERE id = :id", weight=weight, id=project_id)
+
+
 def create_token(
     transaction: Transaction,
     user_id: int,

@@ -264,6 +264,52 @@ class QuotaView(Struct, kw_only=True):
     usage: dict[str, int]
 
 
+class NewUser(Struct, frozen=True, kw_only=True):
+    """A person to be known to the site. The answer's token is theirs, shown once."""
+
+    name: Name
+    is_operator: bool = False
+    project: str = ""  # of which they become a member
+    role: str = "member"
+
+
+class UserView(Struct, kw_only=True):
+    """A person, as the operator sees them. `token` only in the answer that made them."""
+
+    name: str
+    is_operator: bool
+    created_at: float
+    projects: dict[str, str]  # name to role
+    token: str = ""
+
+
+class NewProject(Struct, frozen=True, kw_only=True):
+    """A project to be made."""
+
+    name: Name
+
+
+class ProjectChange(Struct, frozen=True, kw_only=True):
+    """What is to change about a project. Limits by resource; null lifts one. Members by name; null takes one out."""
+
+    enabled: bool | None = None
+    weight: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    limits: dict[str, int | None] = {}
+    members: dict[str, str | None] = {}
+
+
+class ProjectView(Struct, kw_only=True):
+    """A project with its members' roles, limits and use."""
+
+    name: str
+    enabled: bool
+    weight: float
+    created_at: float
+    members: dict[str, str]
+    limits: dict[str, int]
+    usage: dict[str, int]
+
+
 class SiteStatus(Struct, kw_only=True):
     """The site in numbers."""
 
