@@ -55,7 +55,7 @@ class _Part:
                     raise Stopped
                 if self.size + len(piece) > most_bytes:
                     raise TransferFailed(
-                        "too-large", f"{self.path.stem} is larger than the {most_bytes} bytes announced"
+                        "digest-mismatch", f"{self.path.stem} is larger than the {most_bytes} bytes announced"
                     )
                 file.write(piece)
                 self._hash.update(piece)
