@@ -65,7 +65,7 @@ def make_output(number: int, size: int) -> Output:
     content = (f"{number:08d}," * (size // 9 + 1)).encode()[: max(1, size - 1536)]
     engine = io.BytesIO()
     with tarfile.open(fileobj=engine, mode="w") as archive:
-        member = tarfile.TarInfo("energy.csv")
+        member = tarfile.TarInfo("results/energy.csv")
         member.size = len(content)
         archive.addfile(member, io.BytesIO(content))
     engine.seek(0)

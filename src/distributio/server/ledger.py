@@ -18,6 +18,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from distributio.server.reckoning import Reckoning
 from distributio.store.database import Conflict, Database, DatabaseUnavailable, Transaction
 from distributio.store.jobs import Lanes, Loaded, Saved, save
 
@@ -63,6 +64,7 @@ class Work:
         self.lanes = lanes
         self.now = now
         self.notices = Notices()
+        self.reckoning = Reckoning(transaction, lanes, now)
         self._ids = ids
 
     def new_ids(self, table: str, count: int) -> int:
@@ -72,6 +74,7 @@ class Work:
     def save(self, pairs: Sequence[tuple[Loaded, Any]]) -> None:
         """Write what the decisions changed, and remember whom to tell."""
         self.notices.add(save(self.transaction, self.new_ids, pairs, self.now))
+        self.reckoning.note(pairs)
         self.notices.jobs.update(loaded.job.id for loaded, after in pairs if after is not loaded.job)
 
 
@@ -238,6 +241,7 @@ class Ledger:
                     given = self._handlers[kind](work, [events[index] for index in indexes])
                     for index, answer in zip(indexes, given, strict=True):
                         answers[index] = answer
+                work.reckoning.settle(work.save)
                 if work.notices and transaction.is_postgresql:
                     announce(transaction, work.notices)
         except BaseException:
@@ -260,7 +264,7 @@ def announce(transaction: Transaction, notices: Notices) -> None:
             checking=notices.checking,
         )
         text = msgspec.json.encode(brief).decode()
-    transaction.run("SELECT pg_notify('distributio', :text)", text=text)
+    transaction.tell("SELECT pg_notify('distributio', :text)", text=text)
 
 
 def _deliver(waiting: list[_Waiting], answers: list[Any]) -> None:

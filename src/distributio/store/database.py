@@ -6,15 +6,16 @@ statements over many rows and what an abstraction adds to each is most of their 
 """
 
 import functools
-import json
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg
 import sqlalchemy
 from sqlalchemy import BigInteger, Boolean, Float, Integer, LargeBinary, Text
@@ -33,6 +34,7 @@ _ARRAY_TYPES: dict[type, str] = {
     Boolean: "boolean[]",
     LargeBinary: "bytea[]",
 }
+REST_SECONDS = 2.0  # a connection unused for longer is tried before it is used
 SQLITE_PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",  # NORMAL would lose answered requests with the power
@@ -115,14 +117,36 @@ def _array_type(table: str, column: str) -> str:
     raise StoreError(f"{table}.{column}: no array type for {kind!r}")
 
 
-class Transaction:
-    """Statements that happen together or not at all."""
+@functools.lru_cache(maxsize=128)
+def _array_types(table: str, columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_array_type(table, column) for column in columns)
 
-    def __init__(self, connection: Any, *, postgresql: bool) -> None:
+
+def _array(kind: str, values: Sequence[Any]) -> Any:
+    """A column of values as PostgreSQL reads an array: the driver's own way takes several times as long."""
+    if kind == "bytea[]":
+        return list(values)
+    if kind == "text[]":
+        return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
+    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+
+
+def _quoted(value: str) -> str:
+    if value.isalnum() and value.isascii() and value.upper() != "NULL":
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+class Transaction:
+    """Statements that happen together or not at all. On PostgreSQL they are sent as they come, and waited for only where
+    an answer is asked for: an error may show at a later statement, at the end at the latest."""
+
+    def __init__(self, connection: Any, pipeline: Any = None) -> None:
         self._connection = connection
+        self._pipeline = pipeline
         self._cursor = connection.cursor()
-        self.is_postgresql = postgresql
-        self._translate = _for_postgresql if postgresql else _for_sqlite
+        self.is_postgresql = pipeline is not None
+        self._translate = _for_postgresql if self.is_postgresql else _for_sqlite
 
     def rows(self, sql: str, /, **values: Any) -> list[Row]:
         """The answer's rows, as tuples."""
@@ -136,10 +160,25 @@ class Transaction:
         found: Row | None = self._cursor.fetchone()
         return found
 
+    def several(self, *questions: tuple[str, dict[str, Any]]) -> list[list[Row]]:
+        """The rows of several questions that do not depend on each other's answers, for one wait."""
+        cursors = []
+        for sql, values in questions:
+            self._execute(sql, values)
+            cursors.append(self._cursor)
+            self._cursor = self._connection.cursor()
+        return [cursor.fetchall() for cursor in cursors]
+
     def run(self, sql: str, /, **values: Any) -> int:
         """Carry it out; return how many rows it touched."""
         self._execute(sql, values)
+        if self._pipeline is not None:
+            self._pipeline.sync()
         return int(self._cursor.rowcount)
+
+    def tell(self, sql: str, /, **values: Any) -> None:
+        """Carry it out, whatever it touches."""
+        self._execute(sql, values)
 
     def insert(self, table: str, /, **values: Any) -> int:
         """Insert one row into a table with an `id`; return its number."""
@@ -152,17 +191,19 @@ class Transaction:
     def insert_many(self, table: str, columns: tuple[str, ...], rows: Sequence[Row], conflict: str = "") -> None:
         """Insert rows; `conflict` is an ON CONFLICT clause, the same in both dialects."""
         if rows:
-            self._many(_insert_statement(table, columns, conflict, self.is_postgresql), rows)
+            self._many(table, columns, _insert_statement(table, columns, conflict, self.is_postgresql), rows)
 
     def update_many(self, table: str, key: str, columns: tuple[str, ...], rows: Sequence[Row]) -> None:
         """Set `columns` where `key` is a row's last value. Keys must not repeat."""
         if rows:
-            self._many(_update_statement(table, key, columns, self.is_postgresql), rows)
+            statement = _update_statement(table, key, columns, self.is_postgresql)
+            self._many(table, (*columns, key), statement, rows)
 
     def add_many(self, table: str, key: str, columns: tuple[str, ...], rows: Sequence[Row]) -> None:
         """Add to `columns` where `key` is a row's last value, in the keys' order so that writers never cross."""
         if rows:
-            self._many(_add_statement(table, key, columns, self.is_postgresql), sorted(rows, key=lambda row: row[-1]))
+            statement = _add_statement(table, key, columns, self.is_postgresql)
+            self._many(table, (*columns, key), statement, sorted(rows, key=lambda row: row[-1]))
 
     def lock(self) -> str:
         """What to end a SELECT with so that its rows cannot change before this transaction ends."""
@@ -170,23 +211,30 @@ class Transaction:
 
     @contextmanager
     def pipeline(self) -> Iterator[None]:
-        """Send the statements within without waiting for each one's answer, where the database can."""
-        if not self.is_postgresql:
-            yield
-            return
-        with self._connection.pipeline():
-            yield
+        """Statements within are sent together; errors show at its end at the latest."""
+        yield
+        if self._pipeline is not None:
+            self._pipeline.sync()
 
     def _execute(self, sql: str, values: dict[str, Any]) -> None:
-        if not self.is_postgresql:
-            values = {name: json.dumps(value) if isinstance(value, list) else value for name, value in values.items()}
+        if self.is_postgresql:
+            # What a cursor was asked before may not have been answered yet.
+            self._cursor = self._connection.cursor()
+        else:
+            values = {name: _json(value) if isinstance(value, list) else value for name, value in values.items()}
         self._cursor.execute(self._translate(sql), values)
 
-    def _many(self, statement: str, rows: Sequence[Row]) -> None:
+    def _many(self, table: str, columns: tuple[str, ...], statement: str, rows: Sequence[Row]) -> None:
         if self.is_postgresql:
-            self._cursor.execute(statement, [list(column) for column in zip(*rows, strict=True)])
+            kinds = _array_types(table, columns)
+            arrays = [_array(kind, column) for kind, column in zip(kinds, zip(*rows, strict=True), strict=True)]
+            self._connection.cursor().execute(statement, arrays)
         else:
             self._cursor.executemany(statement, rows)
+
+
+def _json(value: list[Any]) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 class Database:
@@ -198,8 +246,10 @@ class Database:
         if self.is_postgresql:
             target = "postgresql+psycopg://" + url.split("://", 1)[1]
             self._engine = sqlalchemy.create_engine(
-                target, pool_size=connections, max_overflow=8, pool_pre_ping=True, pool_recycle=1800
+                target, pool_size=connections, max_overflow=8, pool_recycle=1800, pool_reset_on_return=None
             )
+            sqlalchemy.event.listen(self._engine, "checkout", _check_after_rest)
+            sqlalchemy.event.listen(self._engine, "checkin", _note_use)
         elif url.startswith("sqlite:///"):
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             self._engine = sqlalchemy.create_engine(
@@ -235,10 +285,13 @@ class Database:
         connection = self._connect()
         driver: Any = connection.driver_connection
         try:
-            if not self.is_postgresql:
+            if self.is_postgresql:
+                with _pipelined(driver) as transaction:
+                    yield transaction
+            else:
                 driver.execute(start)
-            yield Transaction(driver, postgresql=self.is_postgresql)
-            driver.commit()
+                yield Transaction(driver)
+                driver.commit()
         except BaseException as error:
             _roll_back(driver)
             is_lost = self.is_postgresql and driver.closed
@@ -373,9 +426,42 @@ _CONFLICTS = (
 _BAD_VALUES = (psycopg.errors.DataError, sqlite3.DataError, OverflowError, UnicodeEncodeError)
 
 
+@contextmanager
+def _pipelined(driver: Any) -> Iterator[Transaction]:
+    """A transaction whose beginning and end wait for nothing of their own."""
+    driver.autocommit = True  # or the driver would wait for a BEGIN of its own
+    with driver.pipeline() as pipeline:
+        transaction = Transaction(driver, pipeline)
+        transaction.tell("BEGIN")
+        yield transaction
+        end = driver.cursor()
+        end.execute("COMMIT")
+        pipeline.sync()
+    if end.statusmessage != "COMMIT":
+        raise StoreError("the transaction was rolled back: one of its statements had failed")
+    driver.autocommit = False
+
+
+def _check_after_rest(connection: Any, record: Any, _proxy: object) -> None:
+    """Whether a connection nobody has used for a while still stands. Its error makes the pool open another."""
+    if time.monotonic() - record.info.get("used_at", time.monotonic()) < REST_SECONDS:
+        return
+    try:
+        connection.execute("SELECT 1")
+        connection.rollback()
+    except psycopg.Error as error:
+        raise sqlalchemy.exc.DisconnectionError(str(error)) from error
+
+
+def _note_use(_connection: object, record: Any) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
 def _roll_back(driver: Any) -> None:
     try:
         driver.rollback()
+        if isinstance(driver, psycopg.Connection):
+            driver.autocommit = False
     except (sqlite3.Error, psycopg.Error):
         # The connection is lost, and with it the transaction: the first error is the one to tell.
         return

@@ -4,6 +4,7 @@ A function here is a statement or two over many rows, because the ledger works b
 states: it compares the values before and after and writes the difference, with the counts that follow from it.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
@@ -23,6 +24,7 @@ from distributio.lifecycle.model import (
     TaskState,
     Validity,
 )
+from distributio.store import trust
 from distributio.store.database import Transaction
 
 NewIds = Callable[[str, int], int]  # table and count to the first of that many numbers
@@ -61,6 +63,7 @@ _JOB_COLUMNS = (
     "hand_over",
     "files",
     "decided_at",
+    "alike",
 )
 COUNTED_STATES = tuple(JobState)
 
@@ -73,6 +76,21 @@ class Lane(Struct, frozen=True, kw_only=True):
     queue_id: int
     priority: int
     policy: Policy
+    app_id: int = 0
+    cpus: float = 1.0
+    most_seconds: float = math.inf  # that a task may run
+    lone_gflops: float = 1.0
+
+
+class _Limits(Struct, frozen=True):
+    """As much of wire.native.Limits as credit needs."""
+
+    cpus: float = 1.0
+    wall_seconds: float = 86_400.0
+
+
+class _Spec(Struct, frozen=True):
+    limits: _Limits = _Limits()
 
 
 class Loaded(Struct, frozen=True, kw_only=True):
@@ -88,6 +106,13 @@ class Lanes:
     def __init__(self, most: int = 20_000) -> None:
         self._lanes: dict[int, Lane] = {}
         self._most = most
+        self._seed = ""
+
+    def seed(self, transaction: Transaction) -> str:
+        """The site's secret for spot checks, which never changes either."""
+        if not self._seed:
+            self._seed = trust.seed(transaction)
+        return self._seed
 
     def get(self, transaction: Transaction, batch_ids: Iterable[int]) -> dict[int, Lane]:
         """The lanes of these batches."""
@@ -97,15 +122,22 @@ class Lanes:
             if len(known) + len(missing) > self._most:
                 known.clear()
                 missing = list(set(batch_ids))
-            for batch_id, project_id, queue_id, priority, policy in transaction.rows(
-                "SELECT id, project_id, queue_id, priority, policy FROM batches WHERE id IN (:ids...)", ids=missing
+            for batch_id, project_id, queue_id, priority, policy, app_id, spec, lone_gflops in transaction.rows(
+                "SELECT id, project_id, queue_id, priority, policy, app_id, spec, lone_gflops FROM batches "
+                "WHERE id IN (:ids...)",
+                ids=missing,
             ):
+                limits = msgspec.json.decode(spec, type=_Spec).limits
                 known[batch_id] = Lane(
                     batch_id=batch_id,
                     project_id=project_id,
                     queue_id=queue_id,
                     priority=priority,
                     policy=msgspec.json.decode(policy, type=Policy),
+                    app_id=app_id or 0,
+                    cpus=limits.cpus,
+                    most_seconds=limits.wall_seconds,
+                    lone_gflops=lone_gflops,
                 )
         return known
 
@@ -119,19 +151,22 @@ def load(
     lock = "" if only_read else transaction.lock()
     if not ids:
         return {}
-    jobs = transaction.rows(
-        "SELECT id, batch_id, state, quorum, target_tasks, reasons, canonical_attempt, hand_over, files, decided_at "
-        f"FROM jobs WHERE id IN (:ids...) ORDER BY id {lock}",
-        ids=ids,
+    jobs, copies = transaction.several(
+        (
+            "SELECT id, batch_id, state, quorum, target_tasks, reasons, canonical_attempt, hand_over, files, decided_at "
+            f", alike, expect FROM jobs WHERE id IN (:ids...) ORDER BY id {lock}",
+            {"ids": ids},
+        ),
+        (
+            "SELECT job_id, id, attempt, state, outcome, validity, host_id, user_id, sent_at, deadline_at, received_at, "
+            "exit_code, cause, output_digest, output_bytes, wall_seconds, cpu_seconds, memory_bytes "
+            f"FROM tasks WHERE job_id IN (:ids...) ORDER BY job_id, attempt {lock}",
+            {"ids": ids},
+        ),
     )
     known = lanes.get(transaction, (row[1] for row in jobs))
     tasks: dict[int, list[Task]] = defaultdict(list)
-    for row in transaction.rows(
-        "SELECT job_id, id, attempt, state, outcome, validity, host_id, user_id, sent_at, deadline_at, received_at, "
-        "exit_code, cause, output_digest, output_bytes, wall_seconds, cpu_seconds, memory_bytes "
-        f"FROM tasks WHERE job_id IN (:ids...) ORDER BY job_id, attempt {lock}",
-        ids=ids,
-    ):
+    for row in copies:
         tasks[row[0]].append(_task(row))
     return {
         row[0]: Loaded(
@@ -146,6 +181,8 @@ def load(
                 hand_over=_HAND_OVER[row[7]],
                 files=_FILES[row[8]],
                 decided_at=row[9],
+                alike=row[10] or "",
+                expect=row[11] or "",
                 tasks=tuple(tasks[row[0]]),
             ),
             lane=known[row[1]],
@@ -251,11 +288,10 @@ def save(transaction: Transaction, new_ids: NewIds, pairs: Sequence[tuple[Loaded
         saved.hand_over |= after.hand_over is HandOver.READY
         saved.released |= after.files is FilesState.RELEASED
         saved.checking |= after.state is JobState.CHECKING
-    with transaction.pipeline():
-        transaction.update_many("tasks", "id", _TASK_COLUMNS, changed)
-        transaction.insert_many("tasks", _NEW_TASK_COLUMNS, created)
-        transaction.update_many("jobs", "id", _JOB_COLUMNS, job_rows)
-        add_counts(transaction, by_batch, ready, in_flight)
+    transaction.update_many("tasks", "id", _TASK_COLUMNS, changed)
+    transaction.insert_many("tasks", _NEW_TASK_COLUMNS, created)
+    transaction.update_many("jobs", "id", _JOB_COLUMNS, job_rows)
+    add_counts(transaction, by_batch, ready, in_flight)
     if any(counts.keys() - UNDECIDED_STATES for counts in by_batch.values()):
         end_batches(transaction, list(by_batch), now)
     saved.ready_queues = {queue: more for queue, more in ready.items() if more > 0}
@@ -286,7 +322,7 @@ def add_counts(
 
 def end_batches(transaction: Transaction, batch_ids: list[int], now: float) -> None:
     """A batch ends with its last decided job."""
-    transaction.run(
+    transaction.tell(
         "UPDATE batches SET ended_at = :now WHERE id IN (:ids...) AND ended_at IS NULL "
         "AND done + failed + cancelled >= job_count",
         now=now,
@@ -325,6 +361,7 @@ def _job_row(job: Job) -> tuple[object, ...]:
         job.hand_over,
         job.files,
         job.decided_at,
+        job.alike or None,
     )
 
 
@@ -339,6 +376,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     batch_id: int
     position: int
     choice: str | None  # wire.native.JobChoice
+    alike: str = ""  # the class of hosts it goes to
 
 
 def claim(transaction: Transaction, queue_id: int, after: tuple[int, int], most: int) -> list[Candidate]:
@@ -354,9 +392,10 @@ def claim(transaction: Transaction, queue_id: int, after: tuple[int, int], most:
             batch_id=row[5],
             position=row[6],
             choice=row[7],
+            alike=row[8] or "",
         )
         for row in transaction.rows(
-            "SELECT tasks.id, job_id, attempt, rank, jobs.quorum, batch_id, position, choice "
+            "SELECT tasks.id, job_id, attempt, rank, jobs.quorum, batch_id, position, choice, alike "
             "FROM tasks JOIN jobs ON jobs.id = tasks.job_id "
             "WHERE tasks.state = 'ready' AND queue_id = :queue AND (rank, tasks.id) > (:rank, :task) "
             f"ORDER BY rank, tasks.id LIMIT :most {lock}",
