@@ -116,6 +116,8 @@ class Contained:
 
     def sample(self) -> None:
         """See what the container uses."""
+        if self.groups is not None and not self.groups.folders:
+            self.groups = usage.Cgroups(self.pid)
         if self.groups is not None:
             self.groups.update(self.seen)
 

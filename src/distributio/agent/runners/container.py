@@ -23,7 +23,7 @@ from distributio.agent.runners import selftest, supervise, usage
 from distributio.agent.runners import slot as slots
 from distributio.agent.runners.contract import Capabilities, Handle, Image, Phase, Progress, RunnerError
 from distributio.agent.runners.engine import Engine, candidates, words_of
-from distributio.agent.runners.flags import LABEL, RESULTS, Profile, create_arguments, runs_as_root
+from distributio.agent.runners.flags import LABEL, RESULTS, Profile, copied_to, create_arguments, runs_as_root
 from distributio.agent.runners.images import Images
 from distributio.wire.native import Assignment
 from distributio.wire.results_tar import Bounds, normalise
@@ -145,8 +145,15 @@ class ContainerRunner:
             "command": engine.command,
             "environment": engine.environment,
             "create": create,
+            "start": ["--attach", "--sig-proxy=false"] if engine.kind == "podman" else ["--attach"],
             "inputs": [
-                {"path": one.path, "source": str(inputs[one.digest]), "folder": one.is_folder} for one in spec.inputs
+                {
+                    "path": one.path,
+                    "source": str(inputs[one.digest]),
+                    "folder": one.is_folder,
+                    "below": copied_to(one.path, create, engine.kind),
+                }
+                for one in spec.inputs
             ],
             "opened": "" if runs_as_root(spec) else RESULTS,
             "wall_seconds": limits.wall_seconds,

@@ -104,14 +104,16 @@ def _mounts(spec: Spec, image: ImageFacts, kind: str) -> list[str]:
         if over:
             tmpfs.pop(over)  # an input there would be hidden
             volumes.append(over)
-        elif not one.read_only and not spec.writable_root:
+        elif not spec.writable_root and (not one.read_only or kind == "docker"):
+            # docker copies nothing into a read-only root, only into volumes.
             volumes.append(checked_path(path if one.is_folder else posixpath.dirname(path), "the folder of the input"))
-    if kind == "podman":  # docker makes volumes of these by itself
-        for path in image.volumes:
-            try:
-                volumes.append(checked_path(posixpath.normpath(path), "the image's volume"))
-            except RunnerError as bad:
-                raise RunnerError("image-bad", str(bad)) from bad
+    for path in image.volumes:
+        try:
+            place = checked_path(posixpath.normpath(path), "the image's volume")
+        except RunnerError as bad:
+            raise RunnerError("image-bad", str(bad)) from bad
+        if kind == "podman":  # docker makes volumes of these by itself
+            volumes.append(place)
     if len(volumes) > _MOST_VOLUMES:
         raise RunnerError("spec-bad", f"{len(volumes)} writable folders; at most {_MOST_VOLUMES} are possible")
     arguments = [f"--volume={path}" for path in dict.fromkeys(volumes)]
@@ -119,6 +121,13 @@ def _mounts(spec: Spec, image: ImageFacts, kind: str) -> list[str]:
         if path not in volumes:
             arguments.append("--tmpfs=" + tmpfs_option(path, options, memory))
     return arguments
+
+
+def copied_to(path: str, create: list[str], kind: str) -> str:
+    """The folder that an input is copied to below: with docker, the volume made for it."""
+    volumes = [argument.removeprefix("--volume=") for argument in create if argument.startswith("--volume=")]
+    around = [place for place in volumes if path == place or path.startswith(place + "/")]
+    return max(around, key=len) if kind == "docker" and around else "/"
 
 
 def runs_as_root(spec: Spec) -> bool:
@@ -192,6 +201,10 @@ def _process(spec: Spec, image: ImageFacts, kind: str) -> tuple[list[str], list[
     arguments = []
     if spec.user and not _USER.fullmatch(spec.user):
         raise RunnerError("spec-bad", f"{spec.user!r} is not a user; write NAME, UID or UID:GID")
+    if kind == "docker" and not runs_as_root(spec):
+        raise RunnerError(
+            "user-not-possible", "with docker, jobs run as root in their container; podman takes any user"
+        )
     # Root in the container has no capability and is nobody outside it, but owns the results folder.
     arguments.append(f"--user={spec.user or '0:0'}")
     if spec.workdir or not image.workdir:

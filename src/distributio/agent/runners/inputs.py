@@ -20,7 +20,7 @@ def write_tar(inputs: list[dict[str, Any]], stream: IO[bytes], opened: str = "")
             last.mode = 0o1777
             out.addfile(last)
         for one in inputs:
-            place = str(PurePosixPath(one["path"]).relative_to("/"))
+            place = str(PurePosixPath(one["path"]).relative_to(one["below"]))
             if one["folder"]:
                 _add_folder(out, place, Path(one["source"]))
             else:
@@ -31,17 +31,20 @@ def write_tar(inputs: list[dict[str, Any]], stream: IO[bytes], opened: str = "")
 
 def _add_folder(out: tarfile.TarFile, place: str, source: Path) -> None:
     """Add what is in a folder's tar below a place."""
-    out.addfile(_directory(place))
+    if place != ".":
+        out.addfile(_directory(place))
     with tarfile.open(source, mode="r:") as packed:
         for member in packed:
             name = member.name.removeprefix("./").rstrip("/")
             if not name or name == "." or name_fault(name):
                 continue
             if member.isdir():
-                out.addfile(_directory(f"{place}/{name}"))
+                out.addfile(_directory(str(PurePosixPath(place, name))))
             elif member.isreg():
                 file = packed.extractfile(member)
-                out.addfile(_member(f"{place}/{name}", member.size, executable=bool(member.mode & 0o111)), file)
+                out.addfile(
+                    _member(str(PurePosixPath(place, name)), member.size, executable=bool(member.mode & 0o111)), file
+                )
 
 
 def _member(name: str, size: int, *, executable: bool) -> tarfile.TarInfo:

@@ -7,6 +7,7 @@ and asks by files; if the supervisor itself is killed, the agent starts it again
 left it. Only the standard library is imported, because every task pays for it.
 """
 
+import contextlib
 import io
 import os
 import select
@@ -28,6 +29,7 @@ _FIRST_TICK = 0.02  # until the first process is seen, so that short tasks are m
 _BEGINNING = 5.0
 _DISK_EVERY = 0.5
 _STATE_EVERY = 1.0
+RESTARTED = "the machine was restarted while it ran"
 _MOST_INTERRUPTIONS = 4
 _PATIENCE = 20.0  # for the engine to notice an end
 _COPY_SECONDS = 3600.0  # for the inputs
@@ -66,10 +68,10 @@ class Supervisor(Contained):
                 return
             self.began = time.monotonic()
             slots.write_whole(self.slot / slots.STARTED, {"boot": boot, "monotonic": self.began})
-            self.attach = self.attach_log("start", "--attach", "--sig-proxy=false", self.name)
+            self.attach = self.attach_log("start", *self.plan["start"], self.name)
             return
         if started["boot"] != boot:
-            raise EngineFault("the machine was restarted while it ran")
+            raise EngineFault(RESTARTED)
         self.began = started["monotonic"]
         state = slots.read_whole(self.slot / slots.STATE) or {}
         self.suspended_seconds = state.get("suspended_seconds", 0.0)
@@ -81,7 +83,7 @@ class Supervisor(Contained):
         """Attach to a container that runs; start one that was only created; leave one that has ended."""
         state = self.record().get("State", {})
         if state.get("Status") in ("created", "configured", "initialized"):
-            self.attach = self.attach_log("start", "--attach", "--sig-proxy=false", self.name)
+            self.attach = self.attach_log("start", *self.plan["start"], self.name)
         elif state.get("Running") or state.get("Paused"):
             with (self.slot / slots.LOG).open("ab") as log:
                 log.write(b"\n[distributio: the log was interrupted here, some of it may be missing]\n")
@@ -90,23 +92,28 @@ class Supervisor(Contained):
             self.watch_process()
 
     def copy_inputs(self) -> None:
-        """Put the inputs into the container that was created, as one tar stream."""
+        """Put the inputs into the container that was created: one tar stream for each folder they go below."""
+        if self.plan["opened"]:
+            self.copy_below("/", [], self.plan["opened"])
+        for folder in sorted({one["below"] for one in self.plan["inputs"]}):
+            self.copy_below(folder, [one for one in self.plan["inputs"] if one["below"] == folder], "")
+
+    def copy_below(self, folder: str, some: list[dict[str, Any]], opened: str) -> None:
+        """Put some inputs below one folder of the container."""
         from distributio.agent.runners import inputs  # only tasks with inputs pay for it
 
         reading, writing = os.pipe()
         child = subprocess.Popen(
-            [*self.plan["command"], "cp", "-", f"{self.name}:/"],
+            [*self.plan["command"], "cp", "-", f"{self.name}:{folder}"],
             env=self.plan["environment"],
             stdin=reading,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
         os.close(reading)
-        try:
-            with os.fdopen(writing, "wb") as stream:
-                inputs.write_tar(self.plan["inputs"], stream, self.plan["opened"])
-        except BrokenPipeError:
-            pass  # the engine says why below
+        # If the engine goes away in the middle, it says why below.
+        with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "wb") as stream:
+            inputs.write_tar(some, stream, opened)
         words = child.communicate(timeout=_COPY_SECONDS)[1].decode(errors="replace")
         if child.returncode:
             raise EngineFault(f"the inputs could not be copied in: {words.strip()}")
@@ -273,10 +280,14 @@ class Supervisor(Contained):
             self.begin()
             self.watch()
             outcome = self.end()
-        except (EngineFault, OSError) as refusal:
+        except EngineFault as refusal:
             words = str(refusal)
-            lost = "restarted" in words
-            outcome = verdict.fault("lost", words) if lost else verdict.not_started(words)
+            outcome = verdict.fault("lost", words) if words == RESTARTED else verdict.not_started(words)
+            self.remove_quietly()
+        except Exception as fault:
+            # Whatever it was: nothing may run on unwatched, and the agent must hear of it.
+            outcome = verdict.fault("engine-error", f"the task could not be supervised: {fault!r}")
+            self.remove_quietly()
         self.cut_log()
         slots.write_whole(self.slot / slots.ENDED, outcome | self.measures())
 

@@ -6,11 +6,13 @@ user namespace (`podman unshare`), it measures and freezes what an ordinary user
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_OF_A_CONTAINER = re.compile("[0-9a-f]{64}")  # engines name a container's groups by its id
 _BLOCK = 512
 _LEAST_PER_ENTRY = 4096  # an empty file costs the disk something too
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -48,11 +50,10 @@ class Cgroups:
     """Where the kernel accounts for a container; empty where the engine could not make groups for it."""
 
     def __init__(self, pid: int) -> None:
-        ours = dict(_membership("self"))
         self.folders: dict[str, Path] = {}
         for controllers, path in _membership(str(pid)):
-            if ours.get(controllers) == path:
-                continue
+            if not _OF_A_CONTAINER.search(path):
+                continue  # it is still being moved there, or the engine could not make one
             for controller in controllers.split(","):
                 folder = _CGROUPS / controller / path.lstrip("/")
                 if folder.is_dir():
