@@ -13,9 +13,8 @@ from enum import StrEnum
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from distributio.agent import facts, hardware, planner, policy, recovery
+from distributio.agent import planner, policy, recovery
 from distributio.agent.cache import Cache
 from distributio.agent.carrier import Carrier, label
 from distributio.agent.control import Command, Control, Reply
@@ -23,12 +22,12 @@ from distributio.agent.conversation import Conversation, News
 from distributio.agent.folder import Folder, Membership
 from distributio.agent.holdings import Holdings
 from distributio.agent.journal import FolderLock, Journal
-from distributio.agent.runners.contract import Capabilities, Runner
+from distributio.agent.outlook import LOOK_EVERY_SECONDS, Outlook
+from distributio.agent.runners.contract import Runner
 from distributio.agent.site import KeyUnknown, Refused, Site, SiteAway
 from distributio.agent.work import NOT_STARTED, USING_PROCESSOR, Held, Stage
-from distributio.wire.native import HostFacts, TaskReport, TurnAnswer
+from distributio.wire.native import TaskReport, TurnAnswer
 
-_LOOK_EVERY_SECONDS = 1.0
 _TIDY_EVERY_SECONDS = 60.0
 _GIVE_BACK_SECONDS = 10.0  # for the site to take what is given back when the owner leaves
 _FIRST_REST_SECONDS = 30.0
@@ -73,10 +72,6 @@ class Agent:
         self._cache = Cache(folder, self._site, list(runners.values()))
         self._carrier = Carrier(folder, self._holdings, self._cache, self._site, runners, self._spawn, draw)
         self._conversation = Conversation(self._site, self, self._report, self._spawn, draw)
-        self._sensors = hardware.Sensors(folder.root)
-        self._capabilities: dict[str, Capabilities] = {}
-        self._policy = policy.OwnerPolicy()
-        self._policy_stamp: tuple[int, int] | None = None
         self._ending: Ending | None = None
         self._ending_since = 0.0
         self._fault: BaseException | None = None
@@ -89,11 +84,8 @@ class Agent:
         self._idle_since: float | None = None
         self._finished = threading.Event()
         self._farewell = ""
-        self._machine = self._sensors.look({})
-        self._looked_at = 0.0
-        self._was_suspended = False
-        self._facts = HostFacts()
-        self._allowed = policy.lent(self._policy, self._machine)
+        self._outlook = Outlook(folder, membership.name, runners)
+        self._carrier.stream_logs = self._outlook.policy.stream_logs
 
     # --- what others ask of it ----------------------------------------------------------------------------------
 
@@ -163,16 +155,9 @@ class Agent:
         return self._ending
 
     def _wake_up(self) -> None:
-        self._read_policy()
-        for name, runner in self._runners.items():
-            self._capabilities[name] = runner.probe()
-            if not self._capabilities[name].works:
-                log.warning("the %s runner does not work: %s", name, self._capabilities[name].problem)
-        self._look()
-        self._facts = self._describe()
         if self._journal.damaged_lines:
             log.warning("%d lines of the journal were unreadable and are lost", self._journal.damaged_lines)
-        ours = self._facts
+        ours = self._outlook.facts
         log.info(
             "%s of %s (%s): lends %d cpus, %.1f GiB of memory, %.0f GiB of disk; %s",
             f"host {self._membership.host}", self._membership.site_name, self._membership.url,
@@ -194,7 +179,7 @@ class Agent:
         plan = planner.plan(
             planner.Situation(
                 held=list(self._holdings.all.values()),
-                allowed=self._allowed,
+                allowed=self._outlook.allowed,
                 now=now,
                 since=self._holdings.since,
                 not_now=not_now.keys(),
@@ -207,7 +192,7 @@ class Agent:
             return 0.05
         self._carry_out(plan)
         wait = self._conversation.consider(self._news(plan), now)
-        return max(0.01, min([_LOOK_EVERY_SECONDS, wait, *(until - now for until in not_now.values())]))
+        return max(0.01, min([LOOK_EVERY_SECONDS, wait, *(until - now for until in not_now.values())]))
 
     def _carry_out(self, plan: planner.Plan) -> None:
         carrier = self._carrier
@@ -318,62 +303,21 @@ class Agent:
 
     # --- what it sees and says ----------------------------------------------------------------------------------
 
-    def _describe(self) -> HostFacts:
-        return facts.describe(self._membership.name, policy.lent(self._policy, self._machine), self._capabilities)
-
     def _look_from_time_to_time(self, now: float) -> None:
-        if now - self._looked_at >= _LOOK_EVERY_SECONDS or self._folder.is_suspended != self._was_suspended:
-            if self._read_policy():
-                self._facts = self._describe()
-            self._look()
+        if self._outlook.is_due(now):
+            computing = any(held.stage in USING_PROCESSOR for held in self._holdings.all.values())
+            if self._outlook.look(self._carrier.cpu_seconds.copy(), computing=computing):
+                self._carrier.stream_logs = self._outlook.policy.stream_logs
+                self._rests = 0
+                self._rests_until = 0.0
         if now - self._tidied_at >= _TIDY_EVERY_SECONDS:
             self._tidied_at = now
             self._spawn("tidy", self._tidy)
 
-    def _look(self) -> None:
-        self._looked_at = time.monotonic()
-        self._was_suspended = self._folder.is_suspended
-        self._machine = self._sensors.look(dict(self._carrier.cpu_seconds))
-        computing = any(held.stage in USING_PROCESSOR for held in self._holdings.all.values())
-        before = self._allowed.why_not
-        self._allowed = policy.allowed(self._policy, self._machine, suspended=self._was_suspended, computing=computing)
-        if not self._capabilities or not any(seen.works for seen in self._capabilities.values()):
-            problem = "; ".join(seen.problem for seen in self._capabilities.values())
-            self._allowed = policy.forbidden(
-                self._allowed, f"no runner works here (distributio host doctor): {problem}"
-            )
-        if self._allowed.why_not != before:
-            log.info(
-                "%s", "not computing: " + "; ".join(self._allowed.why_not) if self._allowed.why_not else "computing"
-            )
-
-    def _read_policy(self) -> bool:
-        """Take in the owner's policy if it changed. A file that cannot be read leaves what held before."""
-        path = self._folder.policy_path
-        stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None
-        if stamp == self._policy_stamp:
-            return False
-        is_first = self._policy_stamp is None
-        self._policy_stamp = stamp
-        try:
-            read = self._folder.policy()
-        except policy.PolicyError as error:
-            if is_first:
-                raise
-            log.warning("%s The limits from before stay in force.", error)
-            return False
-        # The runner's sandbox was made at the start: what it lets through cannot change under running tasks.
-        network = read.network_allowed if is_first else self._policy.network_allowed
-        self._policy = replace(read, network_allowed=network)
-        self._rests = 0
-        self._rests_until = 0.0
-        self._carrier.stream_logs = self._policy.stream_logs
-        return True
-
     def _news(self, plan: planner.Plan) -> News:
         fractions = self._holdings.fractions
         return News(
-            facts=self._facts,
+            facts=self._outlook.facts,
             held={task: (held.phase, fractions.get(task)) for task, held in self._holdings.all.items()},
             reports=plan.report,
             want=plan.want,
@@ -404,20 +348,22 @@ class Agent:
             "host": self._membership.host,
             "site": self._membership.site_name,
             "url": self._membership.url,
-            "state": "suspended" if self._was_suspended else "computing" if held else "idle",
+            "state": "suspended" if self._outlook.is_suspended else "computing" if held else "idle",
             "site_problem": self._conversation.problem,
-            "why_not_computing": list(self._allowed.why_not),
+            "why_not_computing": list(self._outlook.allowed.why_not),
             "why_no_work": [] if held else self._why_no_work,
             "lent": {
-                "cpus": self._allowed.cpus,
-                "memory_bytes": self._allowed.memory_bytes,
-                "disk_bytes": self._allowed.disk_bytes,
+                "cpus": self._outlook.allowed.cpus,
+                "memory_bytes": self._outlook.allowed.memory_bytes,
+                "disk_bytes": self._outlook.allowed.disk_bytes,
             },
             "tasks": [_described(one, self._holdings.fractions.get(task)) for task, one in held.items()],
         }
 
     def _tidy(self) -> None:
-        self._cache.trim(policy.cache_bytes(self._policy), [held.assignment for held in self._holdings.all.values()])
+        self._cache.trim(
+            policy.cache_bytes(self._outlook.policy), [held.assignment for held in self._holdings.all.values()]
+        )
 
     # --- threads ------------------------------------------------------------------------------------------------
 
