@@ -177,7 +177,9 @@ class BoincState:
         return known[1] if known is not None and known[0] >= time.monotonic() else None
 
     def read_catalog(self, transaction: Transaction) -> Catalog:
-        """Read the apps."""
+        """Read the apps, and the key they are signed with."""
         catalog = Catalog(boinc.apps(transaction), boinc.versions(transaction))
-        self._catalog = (time.monotonic() + REMEMBER_SECONDS, catalog)
+        until = time.monotonic() + REMEMBER_SECONDS
+        self._keys = (until, boinc_keys.load(self.folder))
+        self._catalog = (until, catalog)
         return catalog
