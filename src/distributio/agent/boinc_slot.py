@@ -33,10 +33,11 @@ class Slot:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = open(folder / "boinc_lockfile", "a")  # noqa: SIM115  # held as long as the program runs
+        self._lock = os.open(folder / "boinc_lockfile", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            os.close(self._lock)
             raise SlotTaken(f"{folder}: {SlotTaken.__doc__}") from error
         self._init = (folder / "init_data.xml").read_text(errors="replace")
         self._memory: mmap.mmap | None = None
@@ -49,6 +50,12 @@ class Slot:
         self.abort = threading.Event()
         self.suspended = threading.Event()
         self.may_end_at_once = True  # nothing runs that would have to be told first
+
+    def close(self) -> None:
+        """Let go of the slot."""
+        if self._memory is not None:
+            self._memory.close()
+        os.close(self._lock)
 
     def value(self, tag: str) -> str:
         """What the client says under a name in init_data.xml."""
