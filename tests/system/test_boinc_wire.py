@@ -409,3 +409,10 @@ def test_the_main_program_is_signed_with_the_key_the_client_holds(client: Client
 def test_what_nobody_could_mean_is_refused(site: RunningSite, tmp_path: Path) -> None:
     assert httpx2.post(f"{site.url}/boinc/scheduler", content=b"<html>").status_code == 400
     assert httpx2.post(f"{site.url}/boinc/file_upload_handler", content=b"x" * 100_000).status_code == 200
+
+
+def test_the_first_page_names_the_scheduler_for_clients_and_for_whoever_reads_it(site: RunningSite) -> None:
+    link = f'<link rel="boinc_scheduler" href="{site.url}/boinc/scheduler">'
+    for agent in ("BOINC client (x86_64-pc-linux-gnu 7.20.5)", "Mozilla/5.0"):
+        page = httpx2.get(f"{site.url}/", headers={"User-Agent": agent}).text
+        assert link in page.splitlines(), agent

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from distributio.lifecycle.advance import files_deleted
+from distributio.server.boinc_uploads import WaitingRoom
 from distributio.server.site import Site
 from distributio.server.submissions import Change
 from distributio.store import catalog, jobs
@@ -80,6 +81,7 @@ class Sweep:
             with contextlib.suppress(FileNotFoundError):
                 if part.stat().st_mtime < unused_before:
                     part.unlink()
+        WaitingRoom(self._site.boinc).sweep(self._site, unused_before)
         self._forget_logs(now - settings.keep_logs_days * DAY_SECONDS)
 
     def _is_awaited(self, key: str) -> bool:
