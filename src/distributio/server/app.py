@@ -25,6 +25,7 @@ from distributio.server import (
     openapi,
     operations,
     problems,
+    submitting,
     tenancy_api,
 )
 from distributio.server.boinc_api import SchedulerEndpoint
@@ -33,7 +34,7 @@ from distributio.server.boinc_uploads import UploadEndpoint
 from distributio.server.pages import errors, pages, sessions
 from distributio.server.problems import Refused
 from distributio.server.registry import Registry
-from distributio.server.routes import Call, Route, json_response
+from distributio.server.routes import Call, Route, body_of, json_response
 from distributio.server.site import Site
 from distributio.wire.native import (
     Attach,
@@ -124,7 +125,7 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         f"{API}/batches",
         "person",
-        native_api.submit,
+        submitting.submit,
         "Submit jobs.",
         takes=BatchSubmission,
         gives=BatchView,
@@ -153,7 +154,7 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         f"{API}/batches/{{batch}}/rerun",
         "person",
-        native_api.rerun_batch,
+        submitting.rerun_batch,
         "Submit failed jobs again.",
         gives=BatchView,
         status=201,
@@ -378,25 +379,13 @@ def endpoint(site: Site, route: Route) -> Callable[[Request], Awaitable[Response
     async def serve(request: Request) -> Response:
         try:
             caller, host = await authorize(site, route, request)
-            body = decoder.decode(await _json_body(site, request)) if decoder else None
+            body = decoder.decode(await body_of(request, site.settings.max_body_bytes)) if decoder else None
             answer = await route.handler(Call(site, request, caller, host, body))
         except Exception as error:
             return errors.page(site, request, error) if route.access in sessions.ACCESS else problems.response(error)
         return answer if isinstance(answer, Response) else json_response(answer, route.status)
 
     return serve
-
-
-async def _json_body(site: Site, request: Request) -> bytes:
-    most = site.settings.max_body_bytes
-    parts = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > most:
-            raise Refused(413, "too-large", f"a request may have {most} bytes")
-        parts.append(chunk)
-    return b"".join(parts)
 
 
 class Application:
@@ -426,7 +415,7 @@ class Application:
         if scope["type"] != "http":
             return
         path = scope["path"]
-        if self._prefix and path.startswith(self._prefix):
+        if self._prefix and (path == self._prefix or path.startswith(f"{self._prefix}/")):
             path = scope["path"] = path[len(self._prefix) :] or "/"
         hot = self._hot.get(path)
         if hot is not None and scope["method"] == "POST":

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from distributio.server import host_api
 from distributio.server.problems import Refused, not_found
-from distributio.server.routes import FAR, Answer, Call
+from distributio.server.routes import FAR, Answer, Call, body_of
 from distributio.server.serving import Part, file_response, number_in
 from distributio.store import accounts, catalog
 from distributio.store.files import content_key, output_key
@@ -57,12 +57,13 @@ async def put_file(call: Call) -> Response:
 
     def keep() -> None:
         if not site.content.has(digest):
-            with part.path.open("rb") as handle:
+            with part.open() as handle:
                 site.files.put(content_key(digest), handle)
-        part.drop()
 
     await site.in_thread(keep)
     await site.write(catalog.add_file, project_id, digest, total, time.time())
+    await site.in_thread(keep)  # content that was here before the claim may have been swept away just then
+    await site.in_thread(part.drop)
     return Response(status_code=201)
 
 
@@ -100,9 +101,7 @@ async def host_log(call: Call) -> Answer:
     """Append to the log of a running task."""
     task = await _held_task(call)
     offset = call.count("offset", 0, FAR)
-    data = await call.request.body()
-    if len(data) > LOG_BYTES:
-        raise Refused(413, "too-large", f"send at most {LOG_BYTES} bytes of log at once")
+    data = await body_of(call.request, LOG_BYTES)
     size = await call.site.write(host_api.append_log, task.id, offset, data)
     call.site.hub.notify_log(task.id)
     return LogAnswer(size_bytes=size)
@@ -135,7 +134,7 @@ async def put_output(call: Call) -> Response:
 
     def keep() -> None:
         part.check(digest)
-        with part.path.open("rb") as handle:
+        with part.open() as handle:
             try:
                 verify(handle, Bounds(content_bytes=site.settings.max_output_bytes))
             except BadResults as error:

@@ -16,7 +16,7 @@ import msgspec
 
 from distributio.lifecycle.dispatch import Offer
 from distributio.lifecycle.model import Outcome, Report
-from distributio.server import assignments, problems
+from distributio.server import assignments, preflight, problems
 from distributio.server.problems import Refused
 from distributio.server.site import Site
 from distributio.server.turns import HostAnswer, HostTurn, Returned, room_for_log
@@ -26,12 +26,14 @@ from distributio.store.database import Transaction
 from distributio.store.files import output_key
 from distributio.wire.native import (
     INLINE_OUTPUT_BYTES,
+    LOG_BYTES,
     HostFacts,
     TaskReport,
     Turn,
     TurnAnswer,
     WorkRequest,
 )
+from distributio.wire.oci import is_digest
 from distributio.wire.results_tar import Bounds, verify
 from distributio.wire.tar_blocks import BadResults
 
@@ -40,6 +42,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MOST_TURN_BYTES = 32 << 20
+INT_32 = 1 << 31
+FAR = 10**17  # beyond every size there is
 RE_ASK_SECONDS = 5.0  # a waiting host is asked about this often even if nobody woke it
 
 _turn_decoder = msgspec.json.Decoder(Turn)
@@ -133,18 +137,20 @@ class TurnEndpoint:
     async def _take(self, host: KnownHost, turn: Turn, receive: Receive) -> TurnAnswer:
         facts = host.facts
         if turn.facts is not None and turn.facts != facts:
+            preflight.check_facts(turn.facts)
             facts = turn.facts
-            self._site.forget(public_id=host.public_id)
         event = HostTurn(
             host_id=host.id,
             user_id=host.user_id,
             reports=[await self._check(report) for report in turn.reports],
-            held=[(held.task, held.phase, held.fraction) for held in turn.held],
+            held=[(held.task, _plain(held.phase, 40), held.fraction) for held in turn.held],
             offer=_offer(facts, turn.want) if turn.want is not None and host.state == "active" else None,
             facts=_encoder.encode(facts).decode() if facts is not host.facts else None,
             is_start=turn.facts is not None,
         )
         decided = await self._decide(event, turn, receive)
+        if facts is not host.facts:
+            self._site.forget(public_id=host.public_id)
         self._site.count_rejections(decided.rejections)
         why = [] if decided.sent or turn.want is None else self._why(host, decided)
         return TurnAnswer(
@@ -160,6 +166,7 @@ class TurnEndpoint:
         # Work is given to a host's newest turn only: what an older one asked for is no longer free there.
         self._newest[event.host_id] = turn
         site.hub.newer_turn(event.host_id)
+        seen = site.hub.readied
         decided: HostAnswer = await site.ledger.ask(event)
         until = time.monotonic() + min(turn.wait_seconds, site.settings.poll_seconds)
         gone = asyncio.ensure_future(_disconnected(receive)) if event.offer is not None else None
@@ -171,7 +178,9 @@ class TurnEndpoint:
                     break
                 if self._newest.get(event.host_id) is not turn:
                     break
-                woken = await site.hub.work(min(left, RE_ASK_SECONDS), event.host_id)
+                # What became ready while the ledger was asked woke nobody here.
+                woken = site.hub.readied != seen or await site.hub.work(min(left, RE_ASK_SECONDS), event.host_id)
+                seen = site.hub.readied
                 if (gone is not None and gone.done()) or self._newest.get(event.host_id) is not turn:
                     site.hub.pass_on()
                     break
@@ -203,31 +212,48 @@ class TurnEndpoint:
         log = report.log or b""
         if report.detail:
             log += f"[host] {report.detail}\n".encode()
+        offset = report.log_offset if 0 <= report.log_offset <= LOG_BYTES else LOG_BYTES
         returned = Returned(
             task=report.task,
             report=Report(
                 outcome=outcome,
-                exit_code=report.exit_code,
-                cause=report.cause[:100],
+                exit_code=report.exit_code if -INT_32 <= (report.exit_code or 0) < INT_32 else None,
+                cause=_plain(report.cause, 100),
                 output_digest=report.output_digest,
-                output_bytes=max(0, report.output_bytes),
+                output_bytes=await self._output_bytes(report),
                 wall_seconds=max(0.0, report.wall_seconds),
                 cpu_seconds=max(0.0, report.cpu_seconds),
-                memory_bytes=max(0, report.memory_bytes),
+                memory_bytes=max(0, min(report.memory_bytes, FAR)),
             ),
             output=report.output,
-            log=room_for_log(report.log_offset, log) or None,
-            log_offset=report.log_offset,
+            log=room_for_log(offset, log) or None,
+            log_offset=offset,
         )
-        refusal = await self._refuse_output(report)
+        refusal = self._refuse_output(report, returned.report.output_bytes)
         if refusal is not None:
             returned.output = None
             returned.report = Report(outcome=Outcome.ERROR, cause=refusal)
         return returned
 
-    async def _refuse_output(self, report: TaskReport) -> str | None:
+    async def _output_bytes(self, report: TaskReport) -> int:
+        """The size of the output as the site has it, whatever the host says; -1 if it has none of this digest."""
         if report.output is not None:
-            if len(report.output) > INLINE_OUTPUT_BYTES or len(report.output) != report.output_bytes:
+            return len(report.output)
+        if not report.output_digest:
+            return 0
+        if not is_digest(report.output_digest):
+            return -1
+        key = output_key(report.task, report.output_digest)
+        try:
+            return await self._site.in_thread(self._site.files.size_of, key)
+        except FileNotFoundError:
+            return -1
+
+    def _refuse_output(self, report: TaskReport, size: int) -> str | None:
+        if size < 0:
+            return "output-missing"
+        if report.output is not None:
+            if size > INLINE_OUTPUT_BYTES or size != report.output_bytes:
                 return "bad-output"
             if f"sha256:{hashlib.sha256(report.output).hexdigest()}" != report.output_digest:
                 return "digest-mismatch"
@@ -235,11 +261,12 @@ class TurnEndpoint:
                 verify(io.BytesIO(report.output), Bounds())
             except BadResults:
                 return "bad-output"
-            return None
-        if not report.output_digest:
-            return None
-        key = output_key(report.task, report.output_digest)
-        return None if await self._site.in_thread(self._site.files.exists, key) else "output-missing"
+        return None
+
+
+def _plain(text: str, most: int) -> str:
+    """A host's words, short and without what a database cannot keep."""
+    return text.replace("\0", "")[:most]
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -16,8 +16,8 @@ async def detach(site: Site, host: KnownHost) -> None:
     """Forget the host's key and give its tasks back."""
     await site.write(accounts.detach_host, host.id)
     site.forget(public_id=host.public_id)
-    held = await site.read(_jobs_on, host.id)
-    if held:
+    # A turn that was under way may still have been given work.
+    while held := await site.read(_jobs_on, host.id):
         await site.ledger.ask(Change(job_ids=held, event=lambda job: _without(job, host.id)))
 
 

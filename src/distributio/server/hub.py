@@ -22,6 +22,7 @@ class Hub:
         self._idle_hosts: dict[int, int] = {}
         self._topics: dict[tuple[str, int], set[asyncio.Event]] = {}
         self.closing = False
+        self.readied = 0  # how often tasks became ready
         self._tries = 0  # hosts still to be asked about tasks that became ready
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -45,6 +46,7 @@ class Hub:
                 for event in self._topics.get((kind, number), ()):
                     event.set()
         if notices.ready:
+            self.readied += 1
             self._tries = len(self._idle)
             for _ in range(min(sum(notices.ready.values()), len(self._idle))):
                 self._wake_one()

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from distributio.server.importer import Imported, import_archive, import_from_registry
@@ -74,7 +74,7 @@ def _registries(site: Site) -> Registries:
 
 async def _import(site: Site, project_id: int, name: str) -> Image:
     try:
-        imported = await site.in_thread(
+        imported = await site.importing(
             import_from_registry,
             site.content,
             name,
@@ -190,9 +190,16 @@ async def import_archive_of(call: Call) -> Answer:
     reference = call.query("reference")
     name = canonical_name(reference) if reference else ""
     pipe = _Pipe(asyncio.get_running_loop())
-    work = asyncio.ensure_future(site.in_thread(import_archive, site.content, pipe.chunks(), name))
+    work = site.importing(import_archive, site.content, pipe.chunks(), name)
     try:
         await pipe.fill(call.request.stream(), work)
+    except ClientDisconnect:
+        pipe.cut()
+    except BaseException:
+        pipe.cut()
+        work.cancel()
+        raise
+    try:
         imported = await work
     except ImageError as error:
         raise _refusal(error) from error
@@ -213,13 +220,12 @@ class _Pipe:
         self._is_cut = False
 
     async def fill(self, stream: AsyncIterator[bytes], reader: "asyncio.Future[Imported]") -> None:
-        """Take the whole body; stop early if the reader has."""
+        """Take the whole body, no faster than it is read; stop early if the reader has."""
+        reader.add_done_callback(lambda _: self._room.release())
         async for chunk in stream:
-            while self._room.locked() and not reader.done():
-                await asyncio.sleep(0.005)
+            await self._room.acquire()
             if reader.done():
                 return
-            await self._room.acquire()
             self._put(chunk)
         self._put(None)
 
@@ -254,8 +260,7 @@ async def remove_image(call: Call) -> Response:
     if image is None:
         raise not_found(f"image {call.path('image')}")
     call.require(image.project_id, "member", f"image {image.id}")
-    using = await call.site.read(catalog.jobs_using, image.id)
+    using = await call.site.write(catalog.remove_image, image.id)
     if using:
         raise Refused(409, "image-in-use", f"{using} jobs that are not decided run {image.reference}")
-    await call.site.write(catalog.remove_image, image.id)
     return Response(status_code=204)

@@ -31,7 +31,7 @@ from distributio.server.site import Site
 log = structlog.get_logger("site")
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-LISTEN_SECONDS = 5.0
+LISTEN_SECONDS = 0.5  # how long a listener takes to notice that it is to stop
 
 
 class AlreadyRunning(SettingsError):
@@ -133,7 +133,7 @@ async def _serve(settings: Settings, site: Site, sockets: list[socket.socket], r
         await server.serve(sockets)
     finally:
         if listener is not None:
-            listener.close()
+            await asyncio.get_running_loop().run_in_executor(None, listener.close)
         await asyncio.get_running_loop().run_in_executor(None, _close_daemons, daemons)
         await asyncio.get_running_loop().run_in_executor(None, site.close)
         log.info("stopped")
@@ -146,14 +146,17 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._site = site
         self._ready = ready
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._ready()
 
     def handle_exit(self, sig: int, frame: object) -> None:
         log.info("stopping", signal=signal.Signals(sig).name)
-        self._site.hub.close()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._site.hub.close)  # a signal comes in the middle of anything
         super().handle_exit(sig, frame)  # type: ignore[arg-type]  # uvicorn's own annotation is a FrameType
 
 

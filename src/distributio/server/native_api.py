@@ -1,7 +1,7 @@
-"""What people's programs ask of the site: batches, jobs, files, images, hosts, tokens. Handlers of the routes in app.py."""
+"""What people's programs ask of the site: batches, jobs, hosts, tokens. Handlers of the routes in app.py."""
 
 import asyncio
-import json
+import codecs
 import time
 from collections.abc import AsyncIterator
 from urllib.parse import quote
@@ -11,19 +11,18 @@ from starlette.responses import Response, StreamingResponse
 
 import distributio
 from distributio.lifecycle.model import DECIDED_STATES, JobState
-from distributio.server import boinc_apps, boinc_names, explaining, hosting, images_api, preflight
+from distributio.server import explaining, hosting, preflight
 from distributio.server.problems import Refused, not_found
-from distributio.server.routes import FAR, Answer, Call, json_response
+from distributio.server.routes import FAR, Answer, Call, json_response, whole_number
 from distributio.server.serving import file_response
-from distributio.server.submissions import Cancel, Submit
-from distributio.store import accounts, catalog, views
+from distributio.server.site import Site
+from distributio.server.submissions import Cancel
+from distributio.store import accounts, views
 from distributio.store.files import result_key
 from distributio.wire.native import (
     Attach,
     Attached,
-    BatchSubmission,
     BatchView,
-    JobChoice,
     JobView,
     Page,
     QuotaView,
@@ -102,52 +101,6 @@ async def delete_token(call: Call) -> Response:
 # --- batches ----------------------------------------------------------------------------------------------------
 
 
-async def submit(call: Call) -> Answer:
-    """Submit jobs: they are ready to be sent when this answers."""
-    return await _submit(call, call.body, call.project_id("member"))
-
-
-async def _submit(call: Call, submission: BatchSubmission, project_id: int) -> Answer:
-    site = call.site
-    count = preflight.check_words(submission, site.settings.max_jobs_per_batch)
-    spec = submission.spec
-    policy = preflight.policy_of(submission.policy, spec)
-    image = None
-    if spec.runner.startswith(boinc_names.RUNNER):
-        await boinc_apps.check_runner(site, spec.runner.removeprefix(boinc_names.RUNNER))
-    if spec.runner == "container":
-        image = await images_api.resolve(call, project_id, spec.image)
-    digests = [each.digest for each in spec.inputs]
-    missing = await site.read(catalog.missing_files, project_id, digests) if digests else []
-    if missing:
-        paths = [f"{each.path}: {each.digest}" for each in spec.inputs if each.digest in missing]
-        raise Refused(422, "missing-input", f"the site does not have {', '.join(paths)}", paths)
-    shape = preflight.shape_of(spec, image)
-    hosts = await site.read(views.present_hosts, time.time() - site.settings.away_seconds)
-    batch_id = await site.ledger.ask(
-        Submit(
-            project_id=project_id,
-            user_id=call.caller.user_id,
-            name=submission.name[:120] or spec.image or spec.runner,
-            labels=json.dumps(submission.labels),
-            spec=msgspec.json.encode(spec).decode(),
-            policy=policy,
-            shape=shape,
-            image_id=image.id if image else None,
-            priority=submission.priority,
-            count=count,
-            choices=submission.jobs,
-            input_digests=digests,
-            idempotency_key=call.request.headers.get("idempotency-key"),
-            request_digest=preflight.digest_of_request(submission),
-        )
-    )
-    found = await site.read(views.batch, batch_id)
-    assert found is not None
-    found[0].warnings = preflight.warnings_of(shape, policy, hosts)
-    return json_response(found[0], 201)
-
-
 def _cursor(call: Call, fallback: int) -> int:
     return call.count("cursor", fallback, FAR)
 
@@ -184,45 +137,6 @@ async def cancel_batch(call: Call) -> BatchView:
     while after is not None:
         after = await call.site.ledger.ask(Cancel(batch_id=batch.id, after=after))
     return await get_batch(call)
-
-
-async def rerun_batch(call: Call) -> Answer:
-    """Submit those jobs of a batch again that failed or were cancelled (`only=failed`, the default) or all (`only=all`), as
-    a new batch."""
-    batch, project_id = await find_batch(call, "member")
-    only = call.query("only", "failed")
-    if only not in ("failed", "all"):
-        raise Refused(422, "bad-request", f"only={only!r}: failed or all")
-    states = None if only == "all" else [JobState.FAILED.value, JobState.CANCELLED.value]
-    choices: list[JobChoice] = []
-    after = 0
-    while True:
-        page = await call.site.read(views.jobs_of_batch, batch.id, states, after, 1000)
-        choices += [_again(job, batch) for job in page]
-        if len(page) < 1000:
-            break
-        after = page[-1].position
-    if not choices:
-        raise Refused(409, "nothing-to-rerun", f"no job of batch {batch.id} has failed")
-    submission = msgspec.convert(
-        {
-            "spec": msgspec.to_builtins(batch.spec),
-            "name": batch.name,
-            "labels": {**batch.labels, "rerun-of": str(batch.id)},
-            "priority": batch.priority,
-            "policy": batch.policy,
-            "jobs": msgspec.to_builtins(choices),
-        },
-        BatchSubmission,
-    )
-    return await _submit(call, submission, project_id)
-
-
-def _again(job: JobView, batch: BatchView) -> JobChoice:
-    # The view's command is filled already; filled again with the same variables it stays as it is.
-    name = "" if job.name == batch.name else job.name
-    command = None if job.command == batch.spec.command else job.command
-    return JobChoice(variables=job.variables, command=command, name=name)
 
 
 def _states(call: Call) -> list[str] | None:
@@ -294,9 +208,10 @@ def _event_stream(events: AsyncIterator[bytes]) -> StreamingResponse:
 
 def _place(call: Call) -> tuple[int, int]:
     batch, _, position = call.path("job").partition(".")
-    if not (batch.isdigit() and position.isdigit()) or len(batch) > 18 or len(position) > 9:
+    numbers = whole_number(batch), whole_number(position, 9)
+    if numbers[0] is None or numbers[1] is None:
         raise not_found(f"job {call.path('job')[:80]!r} (a job is named BATCH.POSITION, as in 12.1)")
-    return int(batch), int(position)
+    return numbers[0], numbers[1]
 
 
 async def find_job(call: Call, role: str = "reader") -> tuple[JobView, int, int]:
@@ -313,10 +228,11 @@ async def list_jobs(call: Call) -> Page:
     """Jobs, newest first."""
     most = call.limit()
     batch, _, position = call.query("cursor", f"{FAR}.0").partition(".")
-    if not (batch.isdigit() and position.isdigit()):
+    before = whole_number(batch), whole_number(position, 9)
+    if before[0] is None or before[1] is None:
         raise Refused(422, "bad-request", "this cursor was not given by the site")
-    before = (int(batch), int(position))
-    found = await call.site.read(views.recent_jobs, call.visible_projects(), _states(call), before, most)
+    place = before[0], before[1]
+    found = await call.site.read(views.recent_jobs, call.visible_projects(), _states(call), place, most)
     return Page(items=found, cursor=found[-1].id if len(found) == most else None)
 
 
@@ -341,9 +257,10 @@ async def explain_job(call: Call) -> Answer:
 def telling_task(job: JobView, attempt: str) -> int | None:
     """The task whose log is meant: the one asked for, else the canonical, the running, or the last that a host had."""
     if attempt:
-        if not attempt.isdigit() or int(attempt) >= len(job.tasks):
+        number = whole_number(attempt, 9)
+        if number is None or number >= len(job.tasks):
             raise not_found(f"attempt {attempt[:20]} of job {job.id}")
-        return job.tasks[int(attempt)].id
+        return job.tasks[number].id
     for wanted in (
         [task for task in job.tasks if task.validity == "valid"],
         [task for task in job.tasks if task.state == "in_progress"],
@@ -358,18 +275,18 @@ async def job_log(call: Call) -> Response:
     """A job's log: what its command wrote. With `follow=1` as server-sent events until the job is decided."""
     job, number, _ = await find_job(call)
     attempt = call.query("attempt")
+    task = telling_task(job, attempt)
     if not call.query("follow"):
-        task = telling_task(job, attempt)
         data = await call.site.read(views.log_of, task) if task is not None else b""
         return Response(data, media_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})
-    return _event_stream(_log_events(call, job, number, attempt))
+    offset, asked_task = call.count("offset", 0, FAR), call.count("task", 0, FAR)
+    return _event_stream(_log_events(call.site, job, number, attempt, offset, asked_task))
 
 
-async def _log_events(call: Call, job: JobView, number: int, attempt: str) -> AsyncIterator[bytes]:
-    site = call.site
+async def _log_events(
+    site: Site, job: JobView, number: int, attempt: str, offset: int, asked_task: int
+) -> AsyncIterator[bytes]:
     task: int | None = None
-    offset = call.count("offset", 0, FAR)
-    asked_task = call.count("task", 0, FAR)
     shown = ""
     silent_since = time.monotonic()
     while True:
@@ -387,9 +304,10 @@ async def _log_events(call: Call, job: JobView, number: int, attempt: str) -> As
             decided = job.state in FINAL
             if task is not None and (data := await site.read(views.log_of, task, offset)):
                 text, used = _whole_characters(data, final=decided)
-                offset += used
-                silent_since = time.monotonic()
-                yield _event("log", msgspec.json.encode({"text": text, "offset": offset, "task": task}))
+                if used:
+                    offset += used
+                    silent_since = time.monotonic()
+                    yield _event("log", msgspec.json.encode({"text": text, "offset": offset, "task": task}))
             state = msgspec.json.encode(job)
             if decided:
                 yield _event("end", state)
@@ -408,13 +326,9 @@ async def _log_events(call: Call, job: JobView, number: int, attempt: str) -> As
 
 def _whole_characters(data: bytes, *, final: bool) -> tuple[str, int]:
     """Text of a piece of log that may end within a character; that character waits for its rest, unless none will come."""
-    if not final:
-        for cut in range(min(4, len(data))):
-            try:
-                return data[: len(data) - cut].decode(), len(data) - cut
-            except UnicodeDecodeError:
-                continue
-    return data.decode(errors="replace"), len(data)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data, final)
+    return text, len(data) - len(decoder.getstate()[0])
 
 
 async def job_results(call: Call) -> Response:
@@ -469,6 +383,7 @@ async def get_host(call: Call) -> Answer:
 async def attach_host(call: Call) -> Answer:
     """Join as a host of the caller's; the key is shown once."""
     body: Attach = call.body
+    preflight.check_facts(body.facts)
     public_id, key = await call.site.write(accounts.attach_host, call.caller.user_id, body.facts, time.time())
     return json_response(Attached(host=public_id, key=key, site_name=call.site.settings.name), 201)
 

@@ -18,6 +18,7 @@ _ENVIRONMENT = re.compile(r"^[^=\0]+$")
 RUNNERS = ("container", "fake")
 MOST_COMMAND_BYTES = 128 << 10
 MEMORY_OVERHEAD_BYTES = 0
+MOST_FACTS_BYTES = 32 << 10
 
 
 class Checked(Struct, frozen=True, kw_only=True):
@@ -36,7 +37,7 @@ def check_words(submission: BatchSubmission, most_jobs: int) -> int:
         errors.append(f"spec.runner: {spec.runner!r} is not one of {', '.join(RUNNERS)}")
     if spec.runner == "container" and not spec.image:
         errors.append("spec.image: name the image the jobs run, as in python:alpine")
-    errors += [f"spec.environment: {name!r} is not a name" for name in spec.environment if not _ENVIRONMENT.match(name)]
+    errors += _words_of_variables(submission)
     paths = [("spec.workdir", spec.workdir)] if spec.workdir else []
     paths += [("spec.tmpfs", path) for path in spec.tmpfs]
     paths += [("spec.inputs.path", each.path) for each in spec.inputs]
@@ -61,6 +62,31 @@ def check_words(submission: BatchSubmission, most_jobs: int) -> int:
     if errors:
         raise Refused(422, "bad-request", errors[0], errors)
     return count
+
+
+def _words_of_variables(submission: BatchSubmission) -> list[str]:
+    """Mistakes in what is set in an environment."""
+    spec = submission.spec
+    found = [f"spec.environment: {name!r} is not a name" for name in spec.environment if not _ENVIRONMENT.match(name)]
+    found += [
+        f"spec.environment: the value of {name!r} has a NUL" for name, text in spec.environment.items() if "\0" in text
+    ]
+    for position, choice in enumerate(submission.jobs or (), 1):
+        for name, value in choice.variables.items():
+            if not _ENVIRONMENT.match(name) or "\0" in value:
+                found.append(f"jobs[{position}].variables: {name!r} cannot be set in an environment")
+        if any("\0" in part for part in choice.command or ()):
+            found.append(f"jobs[{position}].command: a NUL byte cannot be an argument")
+    return found[:100]
+
+
+def check_facts(facts: HostFacts) -> None:
+    """Refuse a host that says more of itself than anybody wants to know."""
+    size = len(msgspec.json.encode(facts))
+    if size > MOST_FACTS_BYTES:
+        raise Refused(
+            413, "too-large", f"facts: {size} bytes are more than the {MOST_FACTS_BYTES} a host may say of itself"
+        )
 
 
 def policy_of(choice: PolicyChoice, spec: Spec) -> Policy:

@@ -1,12 +1,15 @@
 """Errors as people and programs get them: one table from what went wrong to an RFC 9457 problem."""
 
+import errno
+
 import msgspec
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from distributio.lifecycle import explain
 from distributio.server.ledger import LedgerClosed
-from distributio.server.submissions import IdempotencyConflict, QuotaExceeded
+from distributio.server.submissions import IdempotencyConflict, ImageGone, QuotaExceeded
 from distributio.store.accounts import NameTaken
 from distributio.store.database import Conflict, DatabaseFull, DatabaseUnavailable, StoreError
 from distributio.store.files import DigestMismatch, NoRoom
@@ -36,6 +39,8 @@ def not_found(what: str) -> Refused:
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (QuotaExceeded, 403, "quota-exceeded"),
     (IdempotencyConflict, 422, "idempotency-conflict"),
+    (ImageGone, 409, "unknown-image"),
+    (ClientDisconnect, 400, "bad-request"),
     (NameTaken, 409, "name-taken"),
     (DigestMismatch, 422, "digest-mismatch"),
     (NoRoom, 507, "disk-full"),
@@ -65,6 +70,8 @@ def refusal(error: Exception) -> Refused | None:
             if status == 503:
                 refused.headers["Retry-After"] = "2"
             return refused
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Refused(507, "disk-full", str(error))
     return None
 
 

@@ -50,10 +50,10 @@ class Call:
 
     def number(self, name: str) -> int:
         """A number in the path; anything else is not found."""
-        text = self.path(name)
-        if not text.isdigit() or len(text) > 18:
-            raise not_found(f"{name} {text[:80]!r}")
-        return int(text)
+        number = whole_number(self.path(name))
+        if number is None:
+            raise not_found(f"{name} {self.path(name)[:80]!r}")
+        return number
 
     def query(self, name: str, default: str = "") -> str:
         """A query parameter."""
@@ -62,9 +62,10 @@ class Call:
     def count(self, name: str, default: int, most: int, least: int = 0) -> int:
         """A number among the query parameters."""
         text = self.query(name, str(default))
-        if not text.isdigit() or len(text) > 18:
+        number = whole_number(text)
+        if number is None:
             raise Refused(422, "bad-request", f"{name}={text[:80]!r} is not a number")
-        return max(least, min(most, int(text)))
+        return max(least, min(most, number))
 
     def limit(self) -> int:
         """How many items a page may have."""
@@ -106,8 +107,26 @@ class Call:
         if self.caller.is_operator and self.query("all"):
             return None
         if self.caller.project_id is not None:
+            self.require(self.caller.project_id, "reader")
             return [self.caller.project_id]
         return list(self.caller.projects.values())
+
+
+def whole_number(text: str, digits: int = 18) -> int | None:
+    """The number a text is, or None. Other alphabets' digits are none of ours."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None
+
+
+async def body_of(request: Request, most: int) -> bytes:
+    """A request's body. Raises Refused as soon as it is longer than `most`."""
+    parts = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > most:
+            raise Refused(413, "too-large", f"a request may have {most} bytes")
+        parts.append(chunk)
+    return b"".join(parts)
 
 
 Answer = Response | Struct

@@ -1,17 +1,18 @@
 """Bytes out and in: answers with Range from any store, and uploads that can be continued."""
 
+import fcntl
 import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Iterator
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from distributio.server.problems import Refused, not_found
-from distributio.server.routes import Call
+from distributio.server.routes import Call, whole_number
 from distributio.server.site import Site
 from distributio.store.files import DigestMismatch
 
@@ -74,17 +75,14 @@ class Part:
         held = await self._site.in_thread(self.offset)
         offset = number_in(request, "upload-offset", 0)
         if offset != held:
-            refused = Refused(409, "wrong-offset", f"the site has {held} bytes: go on from there")
-            refused.headers["Upload-Offset"] = str(held)
-            raise refused
-        handle = await self._site.in_thread(open, self.path, "ab")
+            raise wrong_offset(held)
+        handle = await self._site.in_thread(open, self.path, "ab", 0)
         try:
-            held = await self._append(handle, request, held, total)
+            return await self._append(handle, request, held, total)
         finally:
             await self._site.in_thread(handle.close)
-        return held
 
-    async def _append(self, handle: BinaryIO, request: Request, held: int, total: int) -> int:
+    async def _append(self, handle: FileIO, request: Request, held: int, total: int) -> int:
         pending: list[bytes] = []
         size = 0
         try:
@@ -94,21 +92,27 @@ class Part:
                 if held + size > total:
                     raise Refused(422, "too-large", f"more bytes came than the {total} that were announced")
                 if size >= 1 << 20:
-                    await self._site.in_thread(handle.writelines, pending)
-                    held, size, pending = held + size, 0, []
+                    held = await self._site.in_thread(_extend, handle, held, pending)
+                    size, pending = 0, []
         except ClientDisconnect:
-            handle.writelines(pending)
+            await self._site.in_thread(_extend, handle, held, pending)
             raise Refused(400, "bad-request", "the connection was cut; what came is kept") from None
-        handle.writelines(pending)
-        return held + size
+        return await self._site.in_thread(_extend, handle, held, pending)
 
     def check(self, digest: str) -> None:
         """Compare the whole with its digest. Raises DigestMismatch, and the bytes are dropped."""
-        with open(self.path, "rb") as handle:
+        with self.open() as handle:
             found = f"sha256:{hashlib.file_digest(handle, 'sha256').hexdigest()}"
         if found != digest:
             self.drop()
             raise DigestMismatch(f"expected {digest}, but the bytes are {found}: send them again from the start")
+
+    def open(self) -> BufferedReader:
+        """The bytes so far. Raises Refused if another request has taken them away."""
+        try:
+            return open(self.path, "rb")
+        except FileNotFoundError:
+            raise wrong_offset(0) from None
 
     def drop(self) -> None:
         """Forget the bytes."""
@@ -119,9 +123,34 @@ class Part:
         return os.stat(self.path).st_mtime
 
 
+def _extend(handle: FileIO, held: int, pieces: list[bytes]) -> int:
+    """Append to an upload, if it is as long as it was; return its length. Of two requests that bring the same bytes at the
+    same time, of one process or of two, the first goes on and the other is told where the upload stands."""
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        found = os.fstat(handle.fileno()).st_size
+        if found != held or os.fstat(handle.fileno()).st_nlink == 0:
+            raise wrong_offset(found)
+        data = memoryview(b"".join(pieces))
+        while data:
+            written = handle.write(data)
+            data, held = data[written:], held + written
+    finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    return held
+
+
+def wrong_offset(held: int) -> Refused:
+    """The refusal that says where an upload stands."""
+    refused = Refused(409, "wrong-offset", f"the site has {held} bytes: go on from there")
+    refused.headers["Upload-Offset"] = str(held)
+    return refused
+
+
 def number_in(request: Request, name: str, default: int) -> int:
     """A number in a header."""
     text = request.headers.get(name, str(default))
-    if not text.isdigit() or len(text) > 18:
+    number = whole_number(text)
+    if number is None:
         raise Refused(422, "bad-request", f"the header {name} is {text[:40]!r}, which is not a number")
-    return int(text)
+    return number

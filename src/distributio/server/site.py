@@ -29,6 +29,7 @@ R = TypeVar("R")
 
 REMEMBER_SECONDS = 5.0  # for how long a revoked token or key may still be believed by another process
 THREADS = 12
+IMPORTS = 4  # images that are brought in at the same time; further ones wait
 
 
 class Site:
@@ -46,6 +47,7 @@ class Site:
         self.boinc = BoincState(self.url, self.data, self.database)
         self.hub = Hub()
         self.threads = concurrent.futures.ThreadPoolExecutor(THREADS, thread_name_prefix="site")
+        self._importing = concurrent.futures.ThreadPoolExecutor(IMPORTS, thread_name_prefix="import")
         self.ledger = Ledger(
             self.database,
             {
@@ -80,6 +82,7 @@ class Site:
     def close(self) -> None:
         """Finish what was begun."""
         self.ledger.close()
+        self._importing.shutdown(wait=False, cancel_futures=True)
         self.threads.shutdown(wait=True, cancel_futures=True)
         self.flush_seen()
         self.database.close()
@@ -93,6 +96,10 @@ class Site:
     def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
         """Run something that waits for a disk or the network, off the event loop."""
         return asyncio.get_running_loop().run_in_executor(self.threads, lambda: function(*args, **kwargs))
+
+    def importing(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[R]":
+        """Run something that may wait long for a stranger, in threads that nobody else waits for."""
+        return asyncio.get_running_loop().run_in_executor(self._importing, lambda: function(*args, **kwargs))
 
     def read(
         self, function: Callable[Concatenate[Transaction, P], R], *args: P.args, **kwargs: P.kwargs

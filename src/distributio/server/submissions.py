@@ -14,7 +14,7 @@ from distributio.lifecycle.advance import advance, cancelled
 from distributio.lifecycle.dispatch import Shape
 from distributio.lifecycle.model import Job, JobState, Policy, TaskState, new_job
 from distributio.server.ledger import Work
-from distributio.store import accounts, jobs, queues
+from distributio.store import accounts, catalog, jobs, queues
 from distributio.wire.native import JobChoice
 
 JOBS_IN_FLIGHT = "jobs_in_flight"
@@ -23,6 +23,10 @@ CANCEL_AT_ONCE = 2_000  # jobs cancelled in one turn of the ledger
 
 class QuotaExceeded(ValueError):
     """The project may not have that many jobs in flight."""
+
+
+class ImageGone(ValueError):
+    """The image was removed a moment ago: import it again."""
 
 
 class IdempotencyConflict(ValueError):
@@ -83,6 +87,8 @@ def _submit(work: Work, event: Submit) -> int | Exception:
             if row[1] != event.request_digest:
                 return IdempotencyConflict(IdempotencyConflict.__doc__)
             return int(row[0])
+    if event.image_id is not None and not catalog.hold_image(transaction, event.image_id):
+        return ImageGone(ImageGone.__doc__)
     exceeded = _over_quota(work, event)
     if exceeded is not None:
         return exceeded

@@ -116,11 +116,24 @@ def jobs_using(transaction: Transaction, image_id: int) -> int:
     return int(row[0]) if row else 0
 
 
-def remove_image(transaction: Transaction, image_id: int) -> None:
-    """Forget an image; its blobs go when nothing else needs them. Batches that ran it keep what they recorded of it."""
+def remove_image(transaction: Transaction, image_id: int) -> int:
+    """Forget an image that no undecided job runs; return how many do: it is forgotten if none does. Its blobs go when nothing
+    else needs them. Batches that ran it keep what they recorded of it."""
+    # A submission that is under way waits here, or this waits for it.
+    transaction.rows(f"SELECT 1 FROM images WHERE id = :id {transaction.lock()}", id=image_id)
+    using = jobs_using(transaction, image_id)
+    if using:
+        return using
     transaction.run("UPDATE batches SET image_id = NULL WHERE image_id = :id", id=image_id)
     transaction.run("DELETE FROM image_blobs WHERE image_id = :id", id=image_id)
     transaction.run("DELETE FROM images WHERE id = :id", id=image_id)
+    return 0
+
+
+def hold_image(transaction: Transaction, image_id: int) -> bool:
+    """Whether the image is there, and stays until the transaction ends."""
+    lock = "FOR KEY SHARE" if transaction.is_postgresql else ""
+    return transaction.one(f"SELECT 1 FROM images WHERE id = :id {lock}", id=image_id) is not None
 
 
 def has_blob(transaction: Transaction, digest: str, *, project_ids: list[int] | None, host_id: int | None) -> bool:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from distributio.lifecycle import explain
 from distributio.lifecycle.model import JobState, Reason
-from distributio.server import explaining, native_api
+from distributio.server import explaining, native_api, submitting
 from distributio.server.pages.rendering import redirect, show
 from distributio.server.routes import ROLES, Call
 from distributio.store import page_views, views
@@ -129,7 +129,7 @@ async def cancel_batch(call: Call) -> Response:
 
 async def rerun_batch(call: Call) -> Response:
     """POST /batches/{batch}/rerun."""
-    answer = await native_api.rerun_batch(call)
+    answer = await submitting.rerun_batch(call)
     assert isinstance(answer, Response)
     made = msgspec.json.decode(answer.body, type=BatchView)
     return redirect(call.site, f"/batches/{made.id}")
