@@ -63,8 +63,15 @@ def configure_logging(settings: Settings) -> None:
 @contextlib.contextmanager
 def only_one(data: Path) -> Iterator[IO[str]]:
     """Hold the data folder, or raise AlreadyRunning."""
-    data.mkdir(parents=True, exist_ok=True)
-    with (data / "lock").open("w") as handle:
+    os.umask(0o077)
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        lock = (data / "lock").open("w")
+    except OSError as error:
+        raise SettingsError(
+            f"the data folder {data} cannot be used: {error.strerror}; choose one with --data"
+        ) from error
+    with lock as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -146,17 +153,23 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._site = site
         self._ready = ready
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._ready()
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Hear signals on the event loop. Uvicorn's own way raises them again at the end, which would end the process before
+        the ledger and the daemons have finished."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
     def handle_exit(self, sig: int, frame: object) -> None:
         log.info("stopping", signal=signal.Signals(sig).name)
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._site.hub.close)  # a signal comes in the middle of anything
+        self._site.hub.close()
         super().handle_exit(sig, frame)  # type: ignore[arg-type]  # uvicorn's own annotation is a FrameType
 
 

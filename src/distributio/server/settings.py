@@ -71,9 +71,11 @@ def read(data: Path | None, overrides: dict[str, Any]) -> Settings:
     file = folder / "distributio.toml"
     if file.exists():
         try:
-            values.update(tomllib.loads(file.read_text()))
-        except tomllib.TOMLDecodeError as error:
+            values.update(tomllib.loads(file.read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"{file} is not TOML: {error}") from error
+        except OSError as error:
+            raise SettingsError(f"{file} cannot be read: {error.strerror}") from error
     for name in DESCRIPTIONS:
         variable = f"DISTRIBUTIO_{name.upper()}"
         if variable in os.environ and name not in {"data", "url"}:
