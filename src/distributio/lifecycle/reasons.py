@@ -168,6 +168,7 @@ _ENDED: tuple[_Row, ...] = (
     ("key-unknown", _L, "The site no longer knows the host's key.", "Join again: `distributio host attach URL`."),
     ("project-not-allowed", _L, "The host's owner lends it to other projects only.", _ELSEWHERE),
     ("network-not-allowed", _L, "The host's owner no longer allows the network.", _ELSEWHERE),
+    ("user-not-possible", _L, "The host's engine cannot run jobs as the user this one asks for.", _ELSEWHERE),
     ("not-enough-lent", _L, "The host's owner now lends less than the job asks for.", _ELSEWHERE),
     ("waited-too-long", _T, "The host had no room for it in time.", _ELSEWHERE),
     ("deadline-passed", _T, "Nothing was heard of it before its deadline.",
