@@ -12,7 +12,7 @@ from distributio.server.ledger import LedgerClosed
 from distributio.server.submissions import IdempotencyConflict, ImageGone, QuotaExceeded
 from distributio.store.accounts import NameTaken
 from distributio.store.database import Conflict, DatabaseFull, DatabaseUnavailable, StoreError
-from distributio.store.files import DigestMismatch, NoRoom
+from distributio.store.files import DigestMismatch, NoRoom, StorageUnavailable
 from distributio.wire.native import Because, Problem
 
 log = structlog.get_logger("http")
@@ -44,6 +44,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (NameTaken, 409, "name-taken"),
     (DigestMismatch, 422, "digest-mismatch"),
     (NoRoom, 507, "disk-full"),
+    (StorageUnavailable, 503, "storage-away"),
     (DatabaseFull, 507, "disk-full"),
     (DatabaseUnavailable, 503, "database-away"),
     (Conflict, 503, "database-away"),

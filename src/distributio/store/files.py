@@ -9,15 +9,13 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import io
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
-from urllib.parse import parse_qsl, urlsplit
+from typing import BinaryIO, Protocol, Self
 
 from distributio.store.database import StoreError
 
@@ -30,6 +28,10 @@ class DigestMismatch(StoreError):
 
 class NoRoom(StoreError):
     """The site's disk is full. Nothing was lost; free some space or wait until results are fetched, then try again."""
+
+
+class StorageUnavailable(StoreError):
+    """The service that keeps the bytes does not answer; what was asked has not been done and may be asked again."""
 
 
 class Writer(Protocol):
@@ -148,12 +150,15 @@ class Content:
 def open_files(url: str, scratch: Path) -> Files:
     """The store a setting names: a folder, or s3://BUCKET/PREFIX?endpoint=...&region=..."""
     if url.startswith("s3://"):
+        from distributio.store.buckets import BucketFiles
+
         return BucketFiles(url, scratch)
     return LocalFiles(Path(url.removeprefix("file://")))
 
 
 @contextlib.contextmanager
-def _room() -> Iterator[None]:
+def room() -> Iterator[None]:
+    """Say it as NoRoom if the disk is full."""
     try:
         yield
     except OSError as error:
@@ -181,7 +186,7 @@ class LocalFiles:
 
     def put(self, key: str, source: BinaryIO) -> int:
         """See Files."""
-        with _room(), self._temporary() as (handle, name):
+        with room(), self._temporary() as (handle, name):
             shutil.copyfileobj(source, handle, CHUNK)
             size = handle.tell()
             self.place(handle, name, key)
@@ -189,7 +194,7 @@ class LocalFiles:
 
     def put_many(self, items: list[tuple[str, bytes]]) -> None:
         """See Files. One sync of the file system makes all of them durable: cheaper than one for each."""
-        with _room():
+        with room():
             for key, data in items:
                 target = self._target(key)
                 temporary = f"{target}.part"
@@ -239,6 +244,7 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[tuple[BinaryIO, str]]:
+        self._tmp.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self._tmp)
         try:
             with open(handle, "wb") as stream:
@@ -274,7 +280,7 @@ class _LocalWriter:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(_room())
+        self._stack.enter_context(room())
         self._handle, self._name = self._stack.enter_context(self._files._temporary())
         return self
 
@@ -289,143 +295,19 @@ class _LocalWriter:
         self._handle.write(data)
 
     def finish(self, expected_digest: str | None = None) -> tuple[str, int]:
-        digest = _checked(self._hash.hexdigest(), expected_digest)
+        digest = checked(self._hash.hexdigest(), expected_digest)
         key = content_key(digest)
         if not self._files.exists(key):
             self._files.place(self._handle, self._name, key)
         return digest, self._size
 
 
-def _checked(hexadecimal: str, expected: str | None) -> str:
+def checked(hexadecimal: str, expected: str | None) -> str:
+    """The digest, if it is the one that is expected. Raises DigestMismatch."""
     digest = f"sha256:{hexadecimal}"
     if expected is not None and expected != digest:
         raise DigestMismatch(f"expected {expected}, but the bytes are {digest}: they were damaged on the way")
     return digest
-
-
-class BucketFiles:
-    """Bytes in a bucket. Large values are uploaded in parts; small ones in one request."""
-
-    def __init__(self, url: str, scratch: Path) -> None:
-        import obstore
-        from obstore.store import S3Store
-
-        parts = urlsplit(url)
-        options: dict[str, Any] = {}
-        for name, value in parse_qsl(parts.query):
-            if name not in {"endpoint", "region"}:
-                raise StoreError(f"{url!r}: {name!r} is not known; use endpoint= and region=")
-            options[name] = value
-        if options.get("endpoint", "").startswith("http://"):
-            options["client_options"] = {"allow_http": True}
-        # Credentials come from the environment (AWS_ACCESS_KEY_ID, ...) as every S3 tool has it.
-        self._store = S3Store(parts.netloc, prefix=parts.path.strip("/") or None, **options)
-        self._obstore = obstore
-        self._scratch = scratch
-        scratch.mkdir(parents=True, exist_ok=True)
-
-    def is_local(self) -> bool:
-        """No."""
-        return False
-
-    def writer(self) -> Writer:
-        """See Files."""
-        return _BucketWriter(self, self._scratch)
-
-    def put(self, key: str, source: BinaryIO) -> int:
-        """See Files."""
-        start = source.tell()
-        self._obstore.put(self._store, key, source)
-        return source.seek(0, io.SEEK_END) - start
-
-    def put_many(self, items: list[tuple[str, bytes]]) -> None:
-        """See Files."""
-        for key, data in items:
-            self._obstore.put(self._store, key, data)
-
-    def exists(self, key: str) -> bool:
-        """See Files."""
-        try:
-            self._obstore.head(self._store, key)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def size_of(self, key: str) -> int:
-        """See Files."""
-        return int(self._obstore.head(self._store, key)["size"])
-
-    def open_key(self, key: str) -> BinaryIO:
-        """See Files."""
-        reader = self._obstore.open_reader(self._store, key)
-        return io.BufferedReader(_BucketReader(reader), CHUNK)
-
-    def stream_key(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """See Files."""
-        size = self.size_of(key) if end is None else end
-        while start < size:
-            stop = min(start + 4 * CHUNK, size)
-            yield bytes(self._obstore.get_range(self._store, key, start=start, end=stop))
-            start = stop
-
-    def delete_key(self, key: str) -> None:
-        """See Files."""
-        with contextlib.suppress(FileNotFoundError):
-            self._obstore.delete(self._store, key)
-
-    def path_of(self, key: str) -> Path | None:
-        """See Files."""
-        return None
-
-    def keys(self, prefix: str) -> Iterator[tuple[str, float]]:
-        """See Files."""
-        for page in self._obstore.list(self._store, prefix=prefix):
-            for item in page:
-                yield item["path"], item["last_modified"].timestamp()
-
-
-class _BucketReader(io.RawIOBase):
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = bytes(self._reader.read(len(buffer)))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-class _BucketWriter:
-    def __init__(self, files: BucketFiles, scratch: Path) -> None:
-        self._files = files
-        self._hash = hashlib.sha256()
-        self._stack = contextlib.ExitStack()
-        self._scratch = scratch
-
-    def __enter__(self) -> Self:
-        self._stack.enter_context(_room())
-        self._handle = self._stack.enter_context(tempfile.TemporaryFile(dir=self._scratch))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-
-    def write(self, data: bytes) -> None:
-        self._hash.update(data)
-        self._handle.write(data)
-
-    def finish(self, expected_digest: str | None = None) -> tuple[str, int]:
-        digest = _checked(self._hash.hexdigest(), expected_digest)
-        key = content_key(digest)
-        size = self._handle.tell()
-        self._handle.seek(0)
-        if not self._files.exists(key):
-            self._files.put(key, self._handle)
-        return digest, size
 
 
 def _sync_folder(folder: str) -> None:
