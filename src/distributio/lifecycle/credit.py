@@ -6,7 +6,7 @@ one. A recent average fades by half each week; it is kept as one number that is 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -52,11 +52,6 @@ def believed_seconds(task: Task, most_seconds: float) -> float:
     return seconds if seconds > 0 else 0.0
 
 
-def claim(wall_seconds: float, cpus: float, gflops: float) -> int:
-    """What so much time on so many processors of this speed is worth, in millionths of a cobblestone."""
-    return round(wall_seconds * cpus * gflops * _PER_GFLOP)
-
-
 def gflop_of(credit: int) -> float:
     """The work that an amount stands for, in billions of operations."""
     return credit / _PER_GFLOP
@@ -96,19 +91,19 @@ def grants(
     valid = [task for task in after.tasks if task.validity is Validity.VALID and task.host_id is not None]
     confirmed = len(valid) > 1
     ceiling = MOST_GFLOPS if confirmed else most_lone_gflops
-    seconds = {task.attempt: believed_seconds(task, most_seconds) for task in valid}
-    claims = {
-        task.attempt: claim(seconds[task.attempt], cpus, min(gflops.get(task.host_id or 0, UNKNOWN_GFLOPS), ceiling))
-        for task in valid
-    }
-    most = low_median(list(claims.values())) if claims else 0
+    claims: dict[int, tuple[int, float]] = {}
+    for task in valid:
+        seconds = believed_seconds(task, most_seconds) * cpus
+        speed = min(gflops.get(task.host_id or 0, UNKNOWN_GFLOPS), ceiling)
+        claims[task.attempt] = round(seconds * speed * _PER_GFLOP), seconds
+    most = low_median([amount for amount, _ in claims.values()]) if claims else 0
     return [
         Grant(
             task_id=task.id,
             host_id=task.host_id or 0,
             user_id=task.user_id,
-            credit=min(claims[task.attempt], most),
-            cpu_seconds=seconds[task.attempt] * cpus,
+            credit=min(claims[task.attempt][0], most),
+            cpu_seconds=claims[task.attempt][1],
             confirmed=confirmed,
         )
         for task in newly_valid(before, after)
@@ -138,8 +133,3 @@ def recent_average(kept: float, now: float) -> float:
 def in_cobblestones(credit: int) -> float:
     """An amount as people read it."""
     return credit / MILLIONTHS
-
-
-def total(some: Iterable[Grant]) -> int:
-    """The sum of grants."""
-    return sum(grant.credit for grant in some)

@@ -4,7 +4,7 @@ Tasks that ask the same of a host stand in one queue (`Shape`), so a host is mat
 a million tasks. Each refusal has a reason code from lifecycle/explain.py, counted as the matcher runs.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
@@ -113,31 +113,20 @@ class Held(Struct, frozen=True, kw_only=True):
     outcome: str
     received_at: float | None
     sent_at: float | None = None
+    counts: bool = True  # whether its output was not found wrong
 
 
-def late_seconds(twins: Iterable[Held], enough: int, now: float) -> float | None:
+def late_seconds(twins: Sequence[Held], enough: int, now: float) -> float | None:
     """How long the oldest running copy of a job has taken, where copies enough are in play and one more is only to be
     quicker; None where it is needed."""
     sent_at = [twin.sent_at or now for twin in twins if twin.outcome == Outcome.NONE]
-    back = sum(twin.outcome == Outcome.SUCCESS for twin in twins)
+    back = sum(twin.outcome == Outcome.SUCCESS and twin.counts for twin in twins)
     return now - min(sent_at) if sent_at and len(sent_at) + back >= enough else None
 
 
-def may_have(
-    twins: Iterable[Held],
-    host_id: int,
-    user_id: int | None,
-    quorum: int,
-    now: float,
-    *,
-    host_class: str = "",
-    job_class: str = "",
-) -> str | None:
+def may_have(twins: Iterable[Held], host_id: int, user_id: int | None, quorum: int, now: float) -> str | None:
     """Why a host may not have another copy of a job, or None. Copies that will be compared go to different owners, so that
-    nobody agrees with himself, and to hosts of one class where that is asked; a host that just failed it for its own
-    reasons rests first."""
-    if job_class and host_class != job_class:
-        return "host-unlike"
+    nobody agrees with himself; a host that just failed it for its own reasons rests first."""
     for twin in twins:
         if (
             twin.host_id == host_id

@@ -25,7 +25,7 @@ FULL_ALLOWANCE = 512  # tasks a day and processor: at this, nothing is counted
 FIRST_ALLOWANCE = 64
 MOST_CPUS = 256  # a host that says it has more is believed so many
 
-REST_SECONDS = 15.0  # after a first trouble, and twice as long after each that follows
+REST_SECONDS = 15.0  # after a second trouble in a row, and twice as long after each that follows
 MOST_REST_SECONDS = 4 * 3600.0
 FAILURES_BEFORE_REST = 3  # of one batch's command on one host, where other hosts do better
 FAILING_REST_SECONDS = 10.0
@@ -228,7 +228,7 @@ def others_do_better(standing: Standing, done: int, failed: int, others_at_work:
 
 def rest_seconds(troubles: int) -> float:
     """How long a host rests after so many troubles in a row."""
-    return min(REST_SECONDS * 2.0 ** min(troubles - 1, 20), MOST_REST_SECONDS) if troubles else 0.0
+    return min(REST_SECONDS * 2.0 ** min(troubles - 2, 20), MOST_REST_SECONDS) if troubles > 1 else 0.0
 
 
 def _rate(standing: Standing, value: float) -> float:
@@ -269,7 +269,7 @@ def draw(seed: str, job_id: int) -> float:
 def room(standing: Standing, cpus: float, now: float) -> tuple[int, str]:
     """How many tasks of the app the host may be given now, and the reason code where that is a limit."""
     if standing.troubles and now < standing.rest_until:
-        return 0, "host-set-aside" if standing.is_set_aside else "host-resting"
+        return 0, "host-set-aside"
     if standing.is_set_aside:
         return 1, "host-set-aside"
     if standing.allowance >= FULL_ALLOWANCE:

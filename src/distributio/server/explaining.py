@@ -39,7 +39,10 @@ def _rejections(
     transaction: Transaction, loaded: jobs.Loaded, now: float, away_seconds: float
 ) -> tuple[int, dict[str, int]]:
     """Hosts by why they do not have a copy of the job. Hosts that are away count as away, whatever they lack."""
-    row = transaction.one("SELECT shape FROM queues WHERE id = :id", id=loaded.lane.queue_id)
+    row = transaction.one(
+        "SELECT shape, enabled FROM queues JOIN projects ON projects.id = project_id WHERE queues.id = :id",
+        id=loaded.lane.queue_id,
+    )
     assert row is not None
     shape = queues.shape_of(row[0])
     twins = [
@@ -47,7 +50,7 @@ def _rejections(
         for task in loaded.job.tasks
         if task.host_id is not None
     ]
-    counts: dict[str, int] = {}
+    counts: dict[str, int] = {} if row[1] else {"project-disabled": 1}
     rows = transaction.rows("SELECT id, user_id, facts, last_seen_at, state FROM hosts WHERE state <> 'detached'")
     for host_id, user_id, facts, last_seen_at, state in rows:
         offer = preflight.offer_of(msgspec.json.decode(facts, type=HostFacts))

@@ -146,6 +146,7 @@ class TurnEndpoint:
             held=[(held.task, _plain(held.phase, 40), held.fraction) for held in turn.held],
             offer=_offer(facts, turn.want) if turn.want is not None and host.state == "active" else None,
             facts=_encoder.encode(facts).decode() if facts is not host.facts else None,
+            gflops=facts.gflops,
             is_start=turn.facts is not None,
         )
         decided = await self._decide(event, turn, receive)
@@ -288,6 +289,7 @@ def _offer(facts: HostFacts, want: WorkRequest) -> Offer:
         free_disk_bytes=want.disk_bytes,
         free_gpus=want.gpus,
         free_tasks=want.tasks,
+        cpu_model=facts.cpu_model,
     )
 
 

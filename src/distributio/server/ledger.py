@@ -71,10 +71,11 @@ class Work:
         """The first of `count` unused numbers for rows of a table."""
         return self._ids.take(self.transaction, table, count)
 
-    def save(self, pairs: Sequence[tuple[Loaded, Any]]) -> None:
-        """Write what the decisions changed, and remember whom to tell."""
+    def save(self, pairs: Sequence[tuple[Loaded, Any]], *, judges: bool = True) -> None:
+        """Write what the decisions changed, and remember whom to tell. `judges`: it may bear on hosts."""
         self.notices.add(save(self.transaction, self.new_ids, pairs, self.now))
-        self.reckoning.note(pairs)
+        if judges:
+            self.reckoning.note(pairs)
         self.notices.jobs.update(loaded.job.id for loaded, after in pairs if after is not loaded.job)
 
 

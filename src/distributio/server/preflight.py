@@ -6,7 +6,7 @@ import re
 import msgspec
 from msgspec import Struct
 
-from distributio.lifecycle.dispatch import Offer, Shape, never_fits
+from distributio.lifecycle.dispatch import ALIKE, Offer, Shape, never_fits
 from distributio.lifecycle.model import EXACT, Policy
 from distributio.server.boinc_names import RUNNER as BOINC_RUNNER
 from distributio.server.problems import Refused, because
@@ -14,6 +14,7 @@ from distributio.store.catalog import Image
 from distributio.wire.native import LEASE_MARGIN_SECONDS, BatchSubmission, HostFacts, PolicyChoice, Spec
 
 _ABSOLUTE = re.compile(r"^/[^\0]*$")
+_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 _ENVIRONMENT = re.compile(r"^[^=\0]+$")
 RUNNERS = ("container", "fake")
 MOST_COMMAND_BYTES = 128 << 10
@@ -59,9 +60,22 @@ def check_words(submission: BatchSubmission, most_jobs: int) -> int:
         errors.append(f"jobs: {count} are more than the {most_jobs} one submission may have; split it")
     if submission.policy.validator != EXACT:
         errors.append(f"policy.validator: {submission.policy.validator!r} is not known; there is: {EXACT}")
+    if submission.policy.alike and submission.policy.alike not in ALIKE:
+        errors.append(f"policy.alike: {submission.policy.alike!r} is not known; there is: {', '.join(ALIKE)}")
+    errors += _known_answers(submission)
     if errors:
         raise Refused(422, "bad-request", errors[0], errors)
     return count
+
+
+def _known_answers(submission: BatchSubmission) -> list[str]:
+    known = {choice.expect for choice in submission.jobs or [] if choice.expect}
+    errors = [
+        f"jobs.expect: {digest!r} is not a digest such as sha256:..." for digest in known if not _DIGEST.match(digest)
+    ]
+    if known and submission.policy.validator != EXACT:
+        errors.append(f"jobs.expect: answers are known byte for byte, so the validator must be {EXACT}")
+    return errors
 
 
 def _words_of_variables(submission: BatchSubmission) -> list[str]:
@@ -91,25 +105,30 @@ def check_facts(facts: HostFacts) -> None:
 
 def policy_of(choice: PolicyChoice, spec: Spec) -> Policy:
     """The policy a choice means, with the defaults in place. Raises Refused if it can never be met."""
-    quorum = choice.quorum
+    # Adaptive jobs begin with one copy; the others are made where the host that gets it is not trusted.
+    quorum = 1 if choice.adaptive else choice.quorum
     target = max(quorum, choice.target_tasks or quorum)
-    errors = quorum + 2 if choice.max_errors is None else choice.max_errors
+    compared = choice.adaptive_quorum if choice.adaptive else quorum
+    errors = compared + 2 if choice.max_errors is None else choice.max_errors
     policy = Policy(
         quorum=quorum,
         target_tasks=target,
         # As many hosts must see a command fail as must agree on a success.
-        max_failures=quorum - 1 if choice.max_failures is None else choice.max_failures,
+        max_failures=compared - 1 if choice.max_failures is None else choice.max_failures,
         max_errors=errors,
-        max_tasks=choice.max_tasks or max(target + 11, target + errors),
-        max_successes=choice.max_successes or max(target, quorum) + 5,
+        max_tasks=choice.max_tasks or max(target, compared) + max(11, errors),
+        max_successes=choice.max_successes or max(target, compared) + 5,
         deadline_seconds=choice.deadline_seconds or int(2 * spec.limits.wall_seconds) + LEASE_MARGIN_SECONDS,
         validator=choice.validator,
+        adaptive=choice.adaptive,
+        adaptive_quorum=choice.adaptive_quorum,
+        alike=choice.alike,
     )
-    if policy.max_tasks < policy.target_tasks or policy.max_successes < policy.quorum:
+    if policy.max_tasks < max(policy.target_tasks, compared) or policy.max_successes < compared:
         raise Refused(
             422,
             "bad-request",
-            f"policy: quorum {quorum}, target_tasks {target}, max_successes {policy.max_successes} and "
+            f"policy: quorum {compared}, target_tasks {target}, max_successes {policy.max_successes} and "
             f"max_tasks {policy.max_tasks} cannot be met together",
         )
     return policy
@@ -149,6 +168,7 @@ def offer_of(facts: HostFacts) -> Offer:
         free_disk_bytes=facts.disk_bytes,
         free_gpus=facts.gpus,
         free_tasks=1 << 20,
+        cpu_model=facts.cpu_model,
     )
 
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from distributio.lifecycle import explain
 from distributio.server.ledger import LedgerClosed
-from distributio.server.submissions import IdempotencyConflict, ImageGone, QuotaExceeded
+from distributio.server.submissions import IdempotencyConflict, ImageGone, ProjectDisabled, QuotaExceeded
 from distributio.store.accounts import NameTaken
 from distributio.store.database import Conflict, DatabaseFull, DatabaseUnavailable, StoreError
 from distributio.store.files import DigestMismatch, NoRoom, StorageUnavailable
@@ -38,6 +38,7 @@ def not_found(what: str) -> Refused:
 # From an exception's class to status and code; the first that fits counts.
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (QuotaExceeded, 403, "quota-exceeded"),
+    (ProjectDisabled, 403, "project-disabled"),
     (IdempotencyConflict, 422, "idempotency-conflict"),
     (ImageGone, 409, "unknown-image"),
     (ClientDisconnect, 400, "bad-request"),

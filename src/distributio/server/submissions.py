@@ -14,10 +14,14 @@ from distributio.lifecycle.advance import advance, cancelled
 from distributio.lifecycle.dispatch import Shape
 from distributio.lifecycle.model import Job, JobState, Policy, TaskState, new_job
 from distributio.server.ledger import Work
-from distributio.store import accounts, catalog, jobs, queues
+from distributio.store import accounts, catalog, credit, jobs, queues, trust
 from distributio.wire.native import JobChoice
 
 JOBS_IN_FLIGHT = "jobs_in_flight"
+_JOB_COLUMNS = (
+    *("id", "batch_id", "position", "state", "quorum", "target_tasks", "reasons", "hand_over", "files"),
+    *("choice", "expect"),
+)
 CANCEL_AT_ONCE = 2_000  # jobs cancelled in one turn of the ledger
 
 
@@ -27,6 +31,10 @@ class QuotaExceeded(ValueError):
 
 class ImageGone(ValueError):
     """The image was removed a moment ago: import it again."""
+
+
+class ProjectDisabled(ValueError):
+    """The operator has switched this project off: ask for it to be switched on."""
 
 
 class IdempotencyConflict(ValueError):
@@ -50,6 +58,7 @@ class Submit(Struct, kw_only=True):
     input_digests: list[str]
     idempotency_key: str | None
     request_digest: str
+    repository: str = ""  # of the image: with the runner, the app that trust is earned with
 
 
 class Cancel(Struct, kw_only=True):
@@ -89,10 +98,11 @@ def _submit(work: Work, event: Submit) -> int | Exception:
             return int(row[0])
     if event.image_id is not None and not catalog.hold_image(transaction, event.image_id):
         return ImageGone(ImageGone.__doc__)
-    exceeded = _over_quota(work, event)
-    if exceeded is not None:
-        return exceeded
+    refused = _refused(work, event)
+    if refused is not None:
+        return refused
     queue_id = queues.queue_for(transaction, event.project_id, event.shape)
+    app_id = trust.app_for(transaction, event.shape.runner, event.repository)
     batch_id = transaction.insert(
         "batches",
         project_id=event.project_id,
@@ -107,6 +117,8 @@ def _submit(work: Work, event: Submit) -> int | Exception:
         created_at=work.now,
         job_count=event.count,
         waiting=event.count,
+        app_id=app_id,
+        lone_gflops=credit.lone_gflops_of(transaction, app_id),
         idempotency_key=event.idempotency_key,
         request_digest=event.request_digest,
     )
@@ -120,7 +132,10 @@ def _submit(work: Work, event: Submit) -> int | Exception:
     return batch_id
 
 
-def _over_quota(work: Work, event: Submit) -> QuotaExceeded | None:
+def _refused(work: Work, event: Submit) -> Exception | None:
+    row = work.transaction.one("SELECT enabled FROM projects WHERE id = :id", id=event.project_id)
+    if row is None or not row[0]:
+        return ProjectDisabled(ProjectDisabled.__doc__)
     limits = accounts.limits_of(work.transaction, event.project_id)
     if JOBS_IN_FLIGHT not in limits:
         return None
@@ -138,7 +153,7 @@ def _insert_jobs(work: Work, event: Submit, batch_id: int, queue_id: int) -> Non
     choices = event.choices or []
     work.transaction.insert_many(
         "jobs",
-        ("id", "batch_id", "position", "state", "quorum", "target_tasks", "reasons", "hand_over", "files", "choice"),
+        _JOB_COLUMNS,
         [
             (
                 job_id + index,
@@ -151,6 +166,7 @@ def _insert_jobs(work: Work, event: Submit, batch_id: int, queue_id: int) -> Non
                 first.hand_over.value,
                 first.files.value,
                 msgspec.json.encode(choices[index]).decode() if choices else None,
+                choices[index].expect or None if choices else None,
             )
             for index in range(count)
         ],

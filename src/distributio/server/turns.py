@@ -6,14 +6,15 @@ reading of the queues.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from distributio.lifecycle import dispatch
-from distributio.lifecycle.advance import advance, reported, sent
+from distributio.lifecycle import dispatch, trust
+from distributio.lifecycle.advance import advance, doubted, reported, sent
 from distributio.lifecycle.dispatch import Offer, Shape, Waiting
-from distributio.lifecycle.model import Job, Outcome, Report, TaskState
+from distributio.lifecycle.model import Job, Outcome, Report, TaskState, Validity
 from distributio.server.ledger import Work
 from distributio.store import jobs, queues
 from distributio.store.database import Transaction
@@ -42,6 +43,7 @@ class HostTurn(Struct, kw_only=True):
     held: list[tuple[int, str, float | None]] | None = None  # task, phase, fraction
     offer: Offer | None = None
     facts: str | None = None  # to be remembered, as JSON
+    gflops: float = 0.0  # as the facts have it
     is_start: bool = False  # the host has just started: what it does not hold is lost to it
 
 
@@ -119,7 +121,22 @@ def _record_reports(work: Work, events: Sequence[HostTurn], answers: list[HostAn
             "hosts", "id", ("tasks_done", "tasks_failed"), [(good, bad, host) for host, (good, bad) in done.items()]
         )
     work.notices.logs.update(task for task, _, _ in lines)  # type: ignore[misc]  # first column of the rows above
-    work.save([(loaded[job_id], advance(job, work.now)) for job_id, job in after.items()])
+    work.save(_decide(loaded, after, work.now))
+
+
+def _decide(loaded: dict[int, jobs.Loaded], after: dict[int, Job], now: float) -> list[tuple[jobs.Loaded, Job]]:
+    """Draw the conclusions. What a host brought that this very turn shows to be wrong elsewhere is not believed alone."""
+    decided = {job_id: advance(job, now) for job_id, job in after.items()}
+    wrong: set[int] = set()
+    for job_id, job in decided.items():
+        if job.quorum > 1 or job.expect:
+            wrong |= trust.found_wrong(loaded[job_id].job, job)
+    if wrong:
+        for job_id, job in decided.items():
+            speaks = job.canonical
+            if speaks is not None and speaks.host_id in wrong and not loaded[job_id].job.is_decided:
+                decided[job_id] = advance(doubted(after[job_id]), now)
+    return [(loaded[job_id], job) for job_id, job in decided.items()]
 
 
 def _is_second_voice(job: Job, attempt: int) -> bool:
@@ -216,6 +233,8 @@ class _Supply:
         self._place = (-(1 << 31), 0)
         self._in_hand: list[jobs.Candidate] = []
         self._twins: dict[int, list[dispatch.Held]] = defaultdict(list)
+        self._classes: dict[int, str] = {}  # of hosts, that a copy chosen in this turn has fixed for its job
+        self._lanes: dict[int, jobs.Lane] = {}
         self._dry = False
         self._slack = SLACK
 
@@ -223,7 +242,7 @@ class _Supply:
         """Rank and number of the next task, as far as the queue has been read."""
         return (self._in_hand[0].rank, self._in_hand[0].task_id) if self._in_hand else self._place
 
-    def take(self, host_id: int, user_id: int | None, most: int, rejections: dict[str, int]) -> list[jobs.Candidate]:
+    def take(self, guest: "_Guest", most: int, rejections: dict[str, int]) -> list[jobs.Candidate]:
         """At most `most` tasks this host may have."""
         taken: list[jobs.Candidate] = []
         passed: list[jobs.Candidate] = []
@@ -231,14 +250,15 @@ class _Supply:
             if not self._in_hand and (self._dry or not self._read(most - len(taken))):
                 break
             candidate = self._in_hand.pop(0)
-            why_not = dispatch.may_have(
-                self._twins.get(candidate.job_id, ()), host_id, user_id, candidate.quorum, self._work.now
+            lane = self._lanes[candidate.batch_id]
+            why_not = guest.is_kept_from(lane) or guest.may_have(
+                candidate, lane, self._twins.get(candidate.job_id, ()), self._classes
             )
             if why_not is None:
                 taken.append(candidate)
-                if candidate.quorum > 1:
-                    held = dispatch.Held(host_id=host_id, user_id=user_id, outcome=Outcome.NONE, received_at=None)
-                    self._twins[candidate.job_id].append(held)
+                guest.took(lane.app_id)
+                if candidate.quorum > 1 or candidate.attempt > 0:
+                    self._twins[candidate.job_id].append(guest.holds())
             else:
                 rejections[why_not] = rejections.get(why_not, 0) + 1
                 passed.append(candidate)
@@ -256,16 +276,91 @@ class _Supply:
             return False
         self._place = (found[-1].rank, found[-1].task_id)
         self._in_hand += found
+        self._lanes = self._work.lanes.get(self._work.transaction, {each.batch_id for each in found})
         copied = sorted({each.job_id for each in found if each.attempt > 0 or each.quorum > 1})
         if copied:
-            for job, host, user, outcome, received in self._work.transaction.rows(
-                "SELECT job_id, host_id, user_id, outcome, received_at FROM tasks "
+            for job, host, user, outcome, received, sent_at, validity in self._work.transaction.rows(
+                "SELECT job_id, host_id, user_id, outcome, received_at, sent_at, validity FROM tasks "
                 "WHERE job_id IN (:ids...) AND host_id IS NOT NULL",
                 ids=copied,
             ):
-                twin = dispatch.Held(host_id=host, user_id=user, outcome=outcome, received_at=received)
+                twin = dispatch.Held(
+                    host_id=host,
+                    user_id=user,
+                    outcome=outcome,
+                    received_at=received,
+                    sent_at=sent_at,
+                    counts=validity != Validity.INVALID,
+                )
                 self._twins[job].append(twin)
         return True
+
+
+class _Guest:
+    """A host that asks for work, and what its standing allows."""
+
+    def __init__(self, work: Work, event: HostTurn, offer: Offer) -> None:
+        self._work = work
+        self._host_id = event.host_id
+        self._user_id = event.user_id
+        self._offer = offer
+        self._room: dict[int, list[Any]] = {}  # by app: how many more, why no more, the standing
+
+    def is_kept_from(self, lane: jobs.Lane) -> str | None:
+        """Why its standing keeps it from the tasks of a batch, or None."""
+        room = self._room.get(lane.app_id)
+        if room is None:
+            standing = self._work.reckoning.standing(self._host_id, lane.app_id)
+            most, code = trust.room(standing, self._offer.cpus, self._work.now)
+            room = self._room[lane.app_id] = [most, code, standing]
+        if room[0] <= 0:
+            return str(room[1])
+        if room[2].failures and trust.is_failing(room[2], lane.batch_id, self._work.now):
+            return "host-failing-batch"
+        return None
+
+    def may_have(
+        self,
+        candidate: jobs.Candidate,
+        lane: jobs.Lane,
+        twins: Sequence[dispatch.Held],
+        classes: dict[int, str],
+    ) -> str | None:
+        """Why the other copies of a job keep the host from this one, or None. `classes` has the class of hosts that copies
+        chosen in this turn have fixed."""
+        if lane.policy.alike:
+            mine = dispatch.class_of(lane.policy.alike, self._offer.platform, self._offer.cpu_model)
+            if mine != (candidate.alike or classes.get(candidate.job_id, mine)):
+                return "host-unlike"
+            classes[candidate.job_id] = mine
+        if not twins:
+            return None
+        now = self._work.now
+        why_not = dispatch.may_have(twins, self._host_id, self._user_id, candidate.quorum, now)
+        if why_not is not None:
+            return why_not
+        late = dispatch.late_seconds(twins, max(candidate.quorum, lane.policy.target_tasks), now)
+        return None if late is None or self._may_hurry(candidate, lane, late) else "host-not-proven"
+
+    def _may_hurry(self, candidate: jobs.Candidate, lane: jobs.Lane, late: float) -> bool:
+        if not trust.may_hurry(self._room[lane.app_id][2], late):
+            return False
+        alone = lane.policy.adaptive and candidate.quorum < lane.policy.adaptive_quorum
+        return not alone or self._work.reckoning.may_work_alone(self._host_id, lane.app_id, candidate.job_id)
+
+    def took(self, app_id: int) -> None:
+        """It got a task of this app."""
+        self._room[app_id][0] -= 1
+
+    def holds(self) -> dispatch.Held:
+        """Its copy, as others see it."""
+        return dispatch.Held(
+            host_id=self._host_id,
+            user_id=self._user_id,
+            outcome=Outcome.NONE,
+            received_at=None,
+            sent_at=self._work.now,
+        )
 
 
 def _find_work(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer]) -> None:
@@ -286,10 +381,12 @@ def _find_work(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer]
     expected = sum(event.offer.free_tasks for event, _ in asking if event.offer)
     supplies = {queue.queue_id: _Supply(work, queue, min(expected, queue.ready)) for queue in waiting}
     shares = queues.Shares(waiting)
+    work.reckoning.expect(event.host_id for event, _ in asking)
     chosen: list[tuple[HostTurn, HostAnswer, jobs.Candidate]] = []
     for event, answer in asking:
         assert event.offer is not None
-        chosen += [(event, answer, candidate) for candidate in _choose(event, event.offer, answer, supplies, shares)]
+        guest = _Guest(work, event, event.offer)
+        chosen += [(event, answer, candidate) for candidate in _choose(guest, event.offer, answer, supplies, shares)]
     _send(work, chosen)
     shares.save(work.transaction, work.now)
 
@@ -301,7 +398,7 @@ def _lending(transaction: Transaction, host_ids: list[int]) -> set[int]:
 
 
 def _choose(
-    event: HostTurn, offer: Offer, answer: HostAnswer, supplies: dict[int, _Supply], shares: queues.Shares
+    guest: _Guest, offer: Offer, answer: HostAnswer, supplies: dict[int, _Supply], shares: queues.Shares
 ) -> list[jobs.Candidate]:
     chosen: list[jobs.Candidate] = []
     exhausted: set[int] = set()
@@ -319,7 +416,7 @@ def _choose(
                 continue
             # Alone in line a queue may fill the host; beside others each gives one task and is asked again.
             most = room if shares.is_alone() else 1
-            taken = supplies[queue.queue_id].take(event.host_id, event.user_id, most, answer.rejections)
+            taken = supplies[queue.queue_id].take(guest, most, answer.rejections)
             if not taken:
                 exhausted.add(queue.queue_id)
                 continue
@@ -354,7 +451,15 @@ def _send(work: Work, chosen: list[tuple[HostTurn, HostAnswer, jobs.Candidate]])
         before = after.get(candidate.job_id, each.job)
         if before.tasks[candidate.attempt].state is not TaskState.READY:
             continue  # decided or cancelled while this turn waited for the job's lock
-        changed = sent(before, candidate.attempt, event.host_id, event.user_id, work.now)
+        lane, offer = each.lane, event.offer
+        assert offer is not None
+        host_class = dispatch.class_of(lane.policy.alike, offer.platform, offer.cpu_model)
+        if before.alike and before.alike != host_class:
+            continue  # another process has fixed another class meanwhile
+        changed = sent(before, candidate.attempt, event.host_id, event.user_id, work.now, host_class)
+        if lane.policy.adaptive and not work.reckoning.may_work_alone(event.host_id, lane.app_id, before.id):
+            changed = doubted(changed)
+        work.reckoning.note_sent(event.host_id, lane.app_id, lane.policy.deadline_seconds)
         after[candidate.job_id] = changed
         deadline_at = changed.tasks[candidate.attempt].deadline_at
         assert deadline_at is not None
@@ -369,15 +474,15 @@ def _send(work: Work, chosen: list[tuple[HostTurn, HostAnswer, jobs.Candidate]])
                 deadline_at,
             )
         )
-    work.save([(loaded[job_id], advance(job, work.now)) for job_id, job in after.items()])
+    work.save([(loaded[job_id], advance(job, work.now)) for job_id, job in after.items()], judges=False)
 
 
 def _remember_hosts(work: Work, events: Sequence[HostTurn]) -> None:
     rows: dict[int, tuple[object, ...]] = {}
     for event in events:
         if event.facts is not None:
-            rows[event.host_id] = (event.facts, event.host_id)
-    work.transaction.update_many("hosts", "id", ("facts",), list(rows.values()))
+            rows[event.host_id] = (event.facts, event.gflops, event.host_id)
+    work.transaction.update_many("hosts", "id", ("facts", "gflops"), list(rows.values()))
 
 
 def room_for_log(held: int, data: bytes) -> bytes:

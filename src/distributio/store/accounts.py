@@ -315,7 +315,9 @@ def counted_usage_of(transaction: Transaction, project_id: int) -> dict[str, int
 
 def usage_of(transaction: Transaction, project_id: int) -> dict[str, int]:
     """What a project uses now, by resource."""
-    row = transaction.one("SELECT coalesce(sum(size_bytes), 0) FROM project_files WHERE project_id = :id", id=project_id)
+    row = transaction.one(
+        "SELECT coalesce(sum(size_bytes), 0) FROM project_files WHERE project_id = :id", id=project_id
+    )
     images = transaction.one("SELECT coalesce(sum(size_bytes), 0) FROM images WHERE project_id = :id", id=project_id)
     stored = int(row[0] if row else 0) + int(images[0] if images else 0)
     return {**counted_usage_of(transaction, project_id), "storage_bytes": stored}

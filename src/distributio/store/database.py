@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import psycopg
 import sqlalchemy
+import sqlalchemy.pool
 from sqlalchemy import BigInteger, Boolean, Float, Integer, LargeBinary, Text
 
 from distributio.store import schema
@@ -254,6 +255,7 @@ class Database:
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             self._engine = sqlalchemy.create_engine(
                 url,
+                poolclass=sqlalchemy.pool.QueuePool,  # also for a database in memory, as simulations have it
                 pool_size=connections,
                 max_overflow=8,
                 connect_args={"check_same_thread": False, "isolation_level": None, "cached_statements": 512},

@@ -87,6 +87,9 @@ class PolicyChoice(Struct, frozen=True, kw_only=True):
     max_successes: Annotated[int, Meta(ge=1, le=200)] | None = None
     deadline_seconds: Annotated[int, Meta(ge=1, le=366 * 86_400)] | None = None
     validator: str = "exact"
+    adaptive: bool = False  # one copy where the host is trusted, `adaptive_quorum` where it is not, and spot checks
+    adaptive_quorum: Annotated[int, Meta(ge=2, le=20)] = 2
+    alike: str = ""  # "os", "cpu" or "model": copies of one job go to hosts that are alike so far
 
 
 class JobChoice(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -95,6 +98,7 @@ class JobChoice(Struct, frozen=True, kw_only=True, omit_defaults=True):
     variables: dict[str, str] = {}  # fill {name} in command and environment, and are set as environment variables
     command: list[str] | None = None
     name: str = ""
+    expect: str = ""  # the digest of its results, where they are known beforehand: hosts are not told
 
 
 class BatchSubmission(Struct, frozen=True, kw_only=True):
@@ -342,6 +346,7 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     kernel: str = ""
     cpu_model: str = ""
     agent_version: str = ""
+    gflops: float = 0.0  # of one processor, by the agent's benchmark; 0: not measured
 
 
 class Attach(Struct, frozen=True, kw_only=True):
