@@ -96,7 +96,10 @@ def _install_command() -> list[str] | None:
     command = ["apt-get", "-y", "-qq", "install", "podman", "uidmap", "crun", "runc"]
     if os.geteuid() == 0:
         return command
-    if shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], check=False, capture_output=True).returncode == 0:
+    if (
+        shutil.which("sudo")
+        and subprocess.run(["sudo", "-n", "true"], check=False, capture_output=True).returncode == 0
+    ):
         return ["sudo", "-n", *command]
     return None
 
