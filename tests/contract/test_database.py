@@ -48,9 +48,8 @@ def test_what_is_raised_rolls_back(database: Database) -> None:
 
 
 def crossing(transaction: Transaction) -> None:
-    with transaction.pipeline():
-        for value in ("1", "2", "3"):
-            transaction.insert_many("site", ("key", "value"), [("a", value)])
+    for value in ("1", "2", "3"):
+        transaction.insert_many("site", ("key", "value"), [("a", value)])
 
 
 def test_a_failed_statement_leaves_the_connection_usable(database_url: str) -> None:
@@ -384,3 +383,13 @@ def test_a_deadlock_is_a_conflict_to_try_again(postgresql: Database) -> None:
     for thread in threads:
         thread.join(10)
     assert sorted(ends) == ["Conflict", "done"]
+
+
+def test_much_can_be_sent_before_an_answer_is_asked_for(database: Database) -> None:
+    rows = [(number, bytes(200_000)) for number in range(100)]
+    with database.begin() as transaction:
+        transaction.insert_many("outputs", ("task_id", "bytes"), rows)
+        assert transaction.run("DELETE FROM outputs WHERE task_id < :most", most=40) == 40
+        transaction.insert_many("outputs", ("task_id", "bytes"), rows[:40])
+    with database.read() as transaction:
+        assert transaction.one("SELECT count(*) FROM outputs") == (100,)

@@ -114,12 +114,11 @@ def _record_reports(work: Work, events: Sequence[HostTurn], answers: list[HostAn
                 lines.append((returned.task, returned.log_offset, returned.log))
             counts = done[event.host_id]
             counts[returned.report.outcome is not Outcome.SUCCESS] += 1
-    with work.transaction.pipeline():
-        work.transaction.insert_many("outputs", ("task_id", "bytes"), outputs, "ON CONFLICT (task_id) DO NOTHING")
-        add_log(work.transaction, lines)
-        work.transaction.add_many(
-            "hosts", "id", ("tasks_done", "tasks_failed"), [(good, bad, host) for host, (good, bad) in done.items()]
-        )
+    work.transaction.insert_many("outputs", ("task_id", "bytes"), outputs, "ON CONFLICT (task_id) DO NOTHING")
+    add_log(work.transaction, lines)
+    work.transaction.add_many(
+        "hosts", "id", ("tasks_done", "tasks_failed"), [(good, bad, host) for host, (good, bad) in done.items()]
+    )
     work.notices.logs.update(task for task, _, _ in lines)  # type: ignore[misc]  # first column of the rows above
     work.save(_decide(loaded, after, work.now))
 

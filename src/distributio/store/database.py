@@ -142,11 +142,10 @@ class Transaction:
     """Statements that happen together or not at all. On PostgreSQL they are sent as they come, and waited for only where
     an answer is asked for: an error may show at a later statement, at the end at the latest."""
 
-    def __init__(self, connection: Any, pipeline: Any = None) -> None:
+    def __init__(self, connection: Any, *, postgresql: bool) -> None:
         self._connection = connection
-        self._pipeline = pipeline
         self._cursor = connection.cursor()
-        self.is_postgresql = pipeline is not None
+        self.is_postgresql = postgresql
         self._translate = _for_postgresql if self.is_postgresql else _for_sqlite
 
     def rows(self, sql: str, /, **values: Any) -> list[Row]:
@@ -173,8 +172,8 @@ class Transaction:
     def run(self, sql: str, /, **values: Any) -> int:
         """Carry it out; return how many rows it touched."""
         self._execute(sql, values)
-        if self._pipeline is not None:
-            self._pipeline.sync()
+        if self.is_postgresql:
+            self._hear()
         return int(self._cursor.rowcount)
 
     def tell(self, sql: str, /, **values: Any) -> None:
@@ -210,12 +209,10 @@ class Transaction:
         """What to end a SELECT with so that its rows cannot change before this transaction ends."""
         return "FOR UPDATE" if self.is_postgresql else ""
 
-    @contextmanager
-    def pipeline(self) -> Iterator[None]:
-        """Statements within are sent together; errors show at its end at the latest."""
-        yield
-        if self._pipeline is not None:
-            self._pipeline.sync()
+    def _hear(self) -> None:
+        """Wait for the answers to everything so far. The driver's own `sync` waits for ever when what it has to send does
+        not fit the socket; a fetch sends all of it first."""
+        self._connection.cursor().execute("SELECT 1").fetchone()
 
     def _execute(self, sql: str, values: dict[str, Any]) -> None:
         if self.is_postgresql:
@@ -292,7 +289,7 @@ class Database:
                     yield transaction
             else:
                 driver.execute(start)
-                yield Transaction(driver)
+                yield Transaction(driver, postgresql=False)
                 driver.commit()
         except BaseException as error:
             _roll_back(driver)
@@ -432,13 +429,12 @@ _BAD_VALUES = (psycopg.errors.DataError, sqlite3.DataError, OverflowError, Unico
 def _pipelined(driver: Any) -> Iterator[Transaction]:
     """A transaction whose beginning and end wait for nothing of their own."""
     driver.autocommit = True  # or the driver would wait for a BEGIN of its own
-    with driver.pipeline() as pipeline:
-        transaction = Transaction(driver, pipeline)
+    with driver.pipeline():
+        transaction = Transaction(driver, postgresql=True)
         transaction.tell("BEGIN")
         yield transaction
         end = driver.cursor()
         end.execute("COMMIT")
-        pipeline.sync()
     if end.statusmessage != "COMMIT":
         raise StoreError("the transaction was rolled back: one of its statements had failed")
     driver.autocommit = False
