@@ -22,10 +22,10 @@ from distributio.store.files import (
     NoRoom,
     StorageUnavailable,
     content_key,
-    open_files,
     output_key,
     result_key,
 )
+from distributio.store.storage import open_files
 
 LARGE = hashlib.sha256(b"large").digest() * 400_000  # 12.8 MB: several parts
 

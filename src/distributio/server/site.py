@@ -20,7 +20,8 @@ from distributio.server.turns import HostTurn, apply_turns
 from distributio.store import accounts
 from distributio.store.accounts import Caller, KnownHost
 from distributio.store.database import Database, Transaction
-from distributio.store.files import Content, open_files
+from distributio.store.files import Content
+from distributio.store.storage import open_files
 
 log = structlog.get_logger("site")
 

@@ -147,15 +147,6 @@ class Content:
         return self.files.stream_key(content_key(digest), start, end)
 
 
-def open_files(url: str, scratch: Path) -> Files:
-    """The store a setting names: a folder, or s3://BUCKET/PREFIX?endpoint=...&region=..."""
-    if url.startswith("s3://"):
-        from distributio.store.buckets import BucketFiles
-
-        return BucketFiles(url, scratch)
-    return LocalFiles(Path(url.removeprefix("file://")))
-
-
 @contextlib.contextmanager
 def room() -> Iterator[None]:
     """Say it as NoRoom if the disk is full."""
