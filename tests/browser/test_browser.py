@@ -204,7 +204,7 @@ def test_a_log_comes_while_it_is_written(chromium: Chromium, host: str) -> None:
     chromium.open(f"/jobs/{number}.1")
     chromium.until("#log", "one")
     assert "two" not in chromium.text("#log")
-    assert "running" in chromium.text("#state")
+    chromium.until("#state", "running")
     chromium.until("#log", "two <b>bold</b>")
     chromium.until("#state", "done")
     chromium.until("#why", "Download results")
