@@ -111,6 +111,10 @@ def examine(answer: httpx2.Response) -> Document:
     for tag, attributes in page.tags:
         assert "style" not in attributes
         assert not [name for name in attributes if name.startswith("on")], f"a handler in <{tag}>"
+        if attributes.get("rel") == "boinc_scheduler":
+            # Data for BOINC clients, which need the whole address; browsers do nothing with it.
+            assert re.fullmatch(r"https?://[^/]+(/[^?#]*)?/boinc/scheduler", attributes["href"])
+            continue
         for name in ("src", "href", "action"):
             assert not re.match(r"(?i)\s*(javascript|data|https?):|//", attributes.get(name, "")), attributes
     assert all(attributes.get("src") for attributes in page.all("script")), "an inline script"
