@@ -36,6 +36,7 @@ from distributio.server.problems import Refused
 from distributio.server.registry import Registry
 from distributio.server.routes import Call, Route, body_of, json_response
 from distributio.server.site import Site
+from distributio.server.small_uploads import SmallUploads
 from distributio.wire.native import (
     Attach,
     Attached,
@@ -401,6 +402,7 @@ class Application:
             "/boinc/scheduler": SchedulerEndpoint(site, uploads.room),
             "/boinc/file_upload_handler": uploads,
         }
+        self._small_uploads = SmallUploads(site)
         self._master = MasterPage(site)
         routes = [StarletteRoute(route.path, endpoint(site, route), methods=[route.method]) for route in ROUTES]
         access = images_api.RegistryAccess(site)
@@ -420,6 +422,9 @@ class Application:
         hot = self._hot.get(path)
         if hot is not None and scope["method"] == "POST":
             await hot(scope, receive, send)
+            return
+        if self._small_uploads.is_for(scope):
+            await self._small_uploads(scope, receive, send)
             return
         if path == "/" and self._master.is_for(scope):
             await self._master(scope, receive, send)

@@ -10,7 +10,7 @@ from distributio.server.problems import Refused, not_found
 from distributio.server.routes import FAR, Answer, Call, body_of
 from distributio.server.serving import Part, file_response, number_in
 from distributio.store import accounts, catalog
-from distributio.store.files import content_key, output_key
+from distributio.store.files import DigestMismatch, content_key, output_key
 from distributio.wire.native import LOG_BYTES, LogAnswer
 from distributio.wire.results_tar import Bounds, verify
 from distributio.wire.tar_blocks import BadResults
@@ -133,13 +133,16 @@ async def put_output(call: Call) -> Response:
         return Response(status_code=202, headers={"Upload-Offset": str(held)})
 
     def keep() -> None:
-        part.check(digest)
         with part.open() as handle:
             try:
-                verify(handle, Bounds(content_bytes=site.settings.max_output_bytes))
+                found = verify(handle, Bounds(content_bytes=site.settings.max_output_bytes)).digest
             except BadResults as error:
+                part.check(digest)
                 part.drop()
                 raise Refused(422, "bad-output", str(error)) from error
+            if found != digest:
+                part.drop()
+                raise DigestMismatch(f"expected {digest}, but the bytes are {found}: send them again from the start")
             handle.seek(0)
             site.files.put(output_key(task.id, digest), handle)
         part.drop()

@@ -17,9 +17,9 @@ from distributio.server.submissions import Change
 from distributio.store import jobs, views
 from distributio.store.database import Transaction
 from distributio.store.files import output_key, result_key
-from distributio.wire.native import JobChoice, JobView, Spec
+from distributio.wire.native import INLINE_OUTPUT_BYTES, JobChoice, JobView, Spec
 
-MOST = 200
+MOST = 500
 
 
 def step(site: Site) -> bool:
@@ -57,6 +57,7 @@ class Material(msgspec.Struct, kw_only=True):
     log: bytes
     output: bytes | None  # the canonical tar, where it is kept in the database
     canonical: tuple[int, str] | None  # its task and digest, where it was uploaded
+    output_bytes: int
     uploaded: bool  # whether any task of the job has a file in the store
 
 
@@ -99,6 +100,7 @@ def gather(transaction: Transaction, numbers: list[int]) -> list[Material]:
                 log=b"".join(logs[telling.id]) if telling is not None and telling.id in logs else b"",
                 output=outputs.get(canonical.id) if canonical is not None else None,
                 canonical=(canonical.id, canonical.output_digest) if canonical is not None and in_store else None,
+                output_bytes=canonical.output_bytes if canonical is not None else 0,
                 uploaded=any(task.output_digest and task.id not in outputs for task in view.tasks),
             )
         )
@@ -175,7 +177,10 @@ def _write(site: Site, material: list[Material]) -> None:
         batch, position = each.view.batch, each.view.position
         if each.canonical is not None:
             with site.files.open_key(output_key(*each.canonical)) as source:
-                site.files.put(result_key(batch, position, "results.tar"), source)
+                if each.output_bytes <= INLINE_OUTPUT_BYTES:
+                    small.append((result_key(batch, position, "results.tar"), source.read()))
+                else:
+                    site.files.put(result_key(batch, position, "results.tar"), source)
         if each.output is not None and each.view.has_results:
             small.append((result_key(batch, position, "results.tar"), each.output))
         if each.log:
