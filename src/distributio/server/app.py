@@ -68,11 +68,13 @@ API = "/api/v1"
 PAGE = ("limit", "cursor")
 
 
-async def _turn(call: Call) -> Response:  # the application answers this path before the router sees it
+async def _turn(call: Call) -> Response:
+    """Stands for the turn in the table; the application answers it before the router sees it."""
     raise Refused(405, "method-not-allowed", "POST a turn")
 
 
 async def _openapi(call: Call) -> Response:
+    """The description of the native API."""
     return Response(openapi.document(ROUTES, call.site.url), media_type="application/json")
 
 
