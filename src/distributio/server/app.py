@@ -36,6 +36,7 @@ from distributio.server.problems import Refused
 from distributio.server.registry import Registry
 from distributio.server.routes import Call, Route, body_of, json_response
 from distributio.server.site import Site
+from distributio.server.small_uploads import SmallUploads
 from distributio.wire.native import (
     Attach,
     Attached,
@@ -67,11 +68,13 @@ API = "/api/v1"
 PAGE = ("limit", "cursor")
 
 
-async def _turn(call: Call) -> Response:  # the application answers this path before the router sees it
+async def _turn(call: Call) -> Response:
+    """Stands for the turn in the table; the application answers it before the router sees it."""
     raise Refused(405, "method-not-allowed", "POST a turn")
 
 
 async def _openapi(call: Call) -> Response:
+    """The description of the native API."""
     return Response(openapi.document(ROUTES, call.site.url), media_type="application/json")
 
 
@@ -401,6 +404,7 @@ class Application:
             "/boinc/scheduler": SchedulerEndpoint(site, uploads.room),
             "/boinc/file_upload_handler": uploads,
         }
+        self._small_uploads = SmallUploads(site)
         self._master = MasterPage(site)
         routes = [StarletteRoute(route.path, endpoint(site, route), methods=[route.method]) for route in ROUTES]
         access = images_api.RegistryAccess(site)
@@ -420,6 +424,9 @@ class Application:
         hot = self._hot.get(path)
         if hot is not None and scope["method"] == "POST":
             await hot(scope, receive, send)
+            return
+        if self._small_uploads.is_for(scope):
+            await self._small_uploads(scope, receive, send)
             return
         if path == "/" and self._master.is_for(scope):
             await self._master(scope, receive, send)

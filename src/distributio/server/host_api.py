@@ -23,7 +23,7 @@ from distributio.server.turns import HostAnswer, HostTurn, Returned, room_for_lo
 from distributio.store import views
 from distributio.store.accounts import KnownHost
 from distributio.store.database import Transaction
-from distributio.store.files import output_key
+from distributio.store.files import DigestMismatch, output_key
 from distributio.wire.native import (
     INLINE_OUTPUT_BYTES,
     LOG_BYTES,
@@ -256,10 +256,10 @@ class TurnEndpoint:
         if report.output is not None:
             if size > INLINE_OUTPUT_BYTES or size != report.output_bytes:
                 return "bad-output"
-            if f"sha256:{hashlib.sha256(report.output).hexdigest()}" != report.output_digest:
-                return "digest-mismatch"
             try:
-                verify(io.BytesIO(report.output), Bounds())
+                check_output(report.output, report.output_digest)
+            except DigestMismatch:
+                return "digest-mismatch"
             except BadResults:
                 return "bad-output"
         return None
@@ -268,6 +268,20 @@ class TurnEndpoint:
 def _plain(text: str, most: int) -> str:
     """A host's words, short and without what a database cannot keep."""
     return text.replace("\0", "")[:most]
+
+
+def check_output(data: bytes, digest: str) -> None:
+    """A small results tar as it came. Raises DigestMismatch if it is not the one that was announced, BadResults if it is
+    none."""
+    problem = None
+    try:
+        found = verify(io.BytesIO(data), Bounds()).digest
+    except BadResults as error:
+        problem, found = error, f"sha256:{hashlib.sha256(data).hexdigest()}"
+    if found != digest:
+        raise DigestMismatch(f"expected {digest}, but the bytes are {found}: send them again from the start")
+    if problem is not None:
+        raise problem
 
 
 async def _disconnected(receive: Receive) -> None:

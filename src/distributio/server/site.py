@@ -14,6 +14,7 @@ from distributio.server import settings as settings_module
 from distributio.server.boinc_state import BoincState
 from distributio.server.hub import Hub
 from distributio.server.ledger import Ledger, Notices
+from distributio.server.presence import Presence
 from distributio.server.settings import Settings
 from distributio.server.submissions import Cancel, Change, Submit, apply_cancels, apply_changes, apply_submissions
 from distributio.server.turns import HostTurn, apply_turns
@@ -62,6 +63,7 @@ class Site:
         self.listeners: list[Callable[[Notices], None]] = [self.hub.notify]
         self.started_at = time.time()
         self.rejections: dict[str, int] = {}
+        self.presence = Presence()
         self._callers: dict[str, tuple[float, Caller]] = {}
         self._hosts: dict[str, tuple[float, KnownHost]] = {}
         self._seen: dict[int, float] = {}

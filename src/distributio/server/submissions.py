@@ -225,7 +225,7 @@ def apply_changes(work: Work, events: Sequence[Change]) -> list[list[int]]:
         work.save(pairs)
         if event.drop_outputs and pairs:
             tasks = [task.id for _, job in pairs for task in job.tasks]
-            work.transaction.run("DELETE FROM outputs WHERE task_id IN (:tasks...)", tasks=tasks)
-            work.transaction.run("DELETE FROM progress WHERE task_id IN (:tasks...)", tasks=tasks)
+            work.transaction.tell("DELETE FROM outputs WHERE task_id IN (:tasks...)", tasks=tasks)
+            work.transaction.tell("DELETE FROM progress WHERE task_id IN (:tasks...)", tasks=tasks)
         answers.append([after.id for _, after in pairs])
     return answers

@@ -5,10 +5,12 @@ import time
 
 import msgspec
 
+from distributio.lifecycle.dispatch import Shape
 from distributio.lifecycle.model import JobState, Policy
 from distributio.server import boinc_apps, boinc_names, images_api, native_api, preflight
 from distributio.server.problems import Refused
 from distributio.server.routes import Answer, Call, json_response
+from distributio.server.site import Site
 from distributio.server.submissions import Submit
 from distributio.store import catalog, views
 from distributio.store.catalog import Image
@@ -45,7 +47,6 @@ async def _submit(
         paths = [f"{each.path}: {each.digest}" for each in spec.inputs if each.digest in missing]
         raise Refused(422, "missing-input", f"the site does not have {', '.join(paths)}", paths)
     shape = preflight.shape_of(spec, image)
-    hosts = await site.read(views.present_hosts, time.time() - site.settings.away_seconds)
     batch_id = await site.ledger.ask(
         Submit(
             project_id=project_id,
@@ -66,8 +67,18 @@ async def _submit(
     )
     found = await site.read(views.batch, batch_id)
     assert found is not None
-    found[0].warnings = preflight.warnings_of(shape, policy, hosts)
+    found[0].warnings = await _warnings(site, shape, policy)
     return json_response(found[0], 201)
+
+
+async def _warnings(site: Site, shape: Shape, policy: Policy) -> list[str]:
+    if site.presence.suffices(shape, policy.quorum):
+        return []
+    hosts = await site.read(views.present_hosts, time.time() - site.settings.away_seconds)
+    warnings = preflight.warnings_of(shape, policy, hosts)
+    if not warnings:
+        site.presence.remember(shape, policy.quorum)
+    return warnings
 
 
 async def _image(call: Call, project_id: int, reference: str, digest: str) -> Image:

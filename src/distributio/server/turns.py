@@ -164,22 +164,24 @@ def _call_off(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer])
     if not speaking:
         return
     held_tasks = [task for event, _ in speaking for task, _, _ in event.held or ()]
-    going_on: dict[int, int] = {}
-    if held_tasks:
-        going_on = dict(
-            work.transaction.rows(
-                "SELECT id, host_id FROM tasks WHERE id IN (:ids...) AND state = 'in_progress'", ids=held_tasks
-            )
-        )
     asking = sorted({event.host_id for event, _ in speaking if event.offer is not None or event.is_start})
-    on_hosts: dict[int, list[Sent]] = defaultdict(list)
-    if asking:
-        for host, *place in work.transaction.rows(
+    named, leased = work.transaction.several(
+        (
+            "SELECT tasks.id, host_id, phase, fraction FROM tasks LEFT JOIN progress ON progress.task_id = tasks.id "
+            "WHERE tasks.id IN (:ids...) AND state = 'in_progress'",
+            {"ids": held_tasks},
+        ),
+        (
             "SELECT host_id, tasks.id, job_id, attempt, batch_id, position, choice, deadline_at FROM tasks "
             "JOIN jobs ON jobs.id = tasks.job_id WHERE host_id IN (:hosts...) AND tasks.state = 'in_progress'",
-            hosts=asking,
-        ):
-            on_hosts[host].append(Sent(*place))
+            {"hosts": asking},
+        ),
+    )
+    going_on = {task: host for task, host, _, _ in named}
+    said = {task: (phase, fraction) for task, _, phase, fraction in named}
+    on_hosts: dict[int, list[Sent]] = defaultdict(list)
+    for host, *place in leased:
+        on_hosts[host].append(Sent(*place))
     lost: list[tuple[int, int]] = []
     for event, answer in speaking:
         held = {task for task, _, _ in event.held or ()}
@@ -192,7 +194,7 @@ def _call_off(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer])
             else:
                 answer.sent += missing
     _abandon(work, lost)
-    _note_progress(work, speaking)
+    _note_progress(work, speaking, said)
 
 
 def _abandon(work: Work, lost: list[tuple[int, int]]) -> None:
@@ -206,12 +208,17 @@ def _abandon(work: Work, lost: list[tuple[int, int]]) -> None:
     work.save([(loaded[job_id], advance(job, work.now)) for job_id, job in after.items()])
 
 
-def _note_progress(work: Work, speaking: Iterable[tuple[HostTurn, HostAnswer]]) -> None:
+def _note_progress(
+    work: Work, speaking: Iterable[tuple[HostTurn, HostAnswer]], said: dict[int, tuple[str | None, float | None]]
+) -> None:
+    """Write down what has changed since `said`."""
     rows: list[tuple[object, ...]] = []
     for event, answer in speaking:
         called_off = set(answer.cancel)
         rows += [
-            (task, phase, fraction, work.now) for task, phase, fraction in event.held or () if task not in called_off
+            (task, phase, fraction, work.now)
+            for task, phase, fraction in event.held or ()
+            if task not in called_off and said.get(task) != (phase, fraction)
         ]
     if rows:
         work.transaction.insert_many(

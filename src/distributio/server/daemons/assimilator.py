@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 import msgspec
+import structlog
 
 import distributio
 from distributio.lifecycle.advance import advance, files_deleted, handed_over
@@ -17,9 +18,11 @@ from distributio.server.submissions import Change
 from distributio.store import jobs, views
 from distributio.store.database import Transaction
 from distributio.store.files import output_key, result_key
-from distributio.wire.native import JobChoice, JobView, Spec
+from distributio.wire.native import INLINE_OUTPUT_BYTES, JobChoice, JobView, Spec
 
-MOST = 200
+log = structlog.get_logger("assimilator")
+
+MOST = 500
 
 
 def step(site: Site) -> bool:
@@ -32,14 +35,14 @@ def step(site: Site) -> bool:
             if not ready:
                 return False
             material = gather(transaction, ready)
-        _write(site, material)
-        plain = [each.number for each in material if not each.uploaded]
-        others = [each.number for each in material if each.uploaded]
+        written = _write(site, material)
+        plain = [each.number for each in written if not each.uploaded]
+        others = [each.number for each in written if each.uploaded]
         if plain:
             site.ledger.call(Change(job_ids=plain, event=_over_and_gone, drop_outputs=True))
         if others:
             site.ledger.call(Change(job_ids=others, event=handed_over, drop_outputs=True))
-    return len(ready) == MOST
+    return len(written) == MOST
 
 
 def _over_and_gone(job: Job) -> Job:
@@ -57,6 +60,7 @@ class Material(msgspec.Struct, kw_only=True):
     log: bytes
     output: bytes | None  # the canonical tar, where it is kept in the database
     canonical: tuple[int, str] | None  # its task and digest, where it was uploaded
+    output_bytes: int
     uploaded: bool  # whether any task of the job has a file in the store
 
 
@@ -99,6 +103,7 @@ def gather(transaction: Transaction, numbers: list[int]) -> list[Material]:
                 log=b"".join(logs[telling.id]) if telling is not None and telling.id in logs else b"",
                 output=outputs.get(canonical.id) if canonical is not None else None,
                 canonical=(canonical.id, canonical.output_digest) if canonical is not None and in_store else None,
+                output_bytes=canonical.output_bytes if canonical is not None else 0,
                 uploaded=any(task.output_digest and task.id not in outputs for task in view.tasks),
             )
         )
@@ -169,17 +174,37 @@ def record(
     }
 
 
-def _write(site: Site, material: list[Material]) -> None:
+def _write(site: Site, material: list[Material]) -> list[Material]:
+    """Write what is handed over; return the jobs it was done for. One whose output is gone keeps nobody else waiting."""
     small: list[tuple[str, bytes]] = []
+    written = []
     for each in material:
         batch, position = each.view.batch, each.view.position
-        if each.canonical is not None:
-            with site.files.open_key(output_key(*each.canonical)) as source:
-                site.files.put(result_key(batch, position, "results.tar"), source)
+        if each.canonical is not None and not _copy(site, each, small):
+            log.error("results are not in the store, the job is not handed over", job=each.view.id)
+            continue
         if each.output is not None and each.view.has_results:
             small.append((result_key(batch, position, "results.tar"), each.output))
         if each.log:
             small.append((result_key(batch, position, "log.txt"), each.log))
         # The record comes last: whoever sees it sees everything.
         small.append((result_key(batch, position, "result.json"), each.record))
+        written.append(each)
     site.files.put_many(small)
+    return written
+
+
+def _copy(site: Site, each: Material, small: list[tuple[str, bytes]]) -> bool:
+    """Copy an uploaded output to its place, or put it with the other small ones; return whether it was there."""
+    assert each.canonical is not None
+    target = result_key(each.view.batch, each.view.position, "results.tar")
+    try:
+        source = site.files.open_key(output_key(*each.canonical))
+    except FileNotFoundError:
+        return False
+    with source:
+        if each.output_bytes <= INLINE_OUTPUT_BYTES:
+            small.append((target, source.read()))
+        else:
+            site.files.put(target, source)
+    return True
