@@ -27,6 +27,7 @@ from distributio.server import (
     problems,
     submitting,
     tenancy_api,
+    trust_api,
 )
 from distributio.server.boinc_api import SchedulerEndpoint
 from distributio.server.boinc_attach import MasterPage
@@ -42,6 +43,8 @@ from distributio.wire.native import (
     BatchSubmission,
     BatchView,
     Explanation,
+    HostChange,
+    HostChanged,
     HostView,
     ImageImport,
     ImageView,
@@ -50,6 +53,7 @@ from distributio.wire.native import (
     NewProject,
     NewUser,
     Page,
+    PersonChange,
     ProjectChange,
     ProjectView,
     QuotaView,
@@ -67,11 +71,13 @@ API = "/api/v1"
 PAGE = ("limit", "cursor")
 
 
-async def _turn(call: Call) -> Response:  # the application answers this path before the router sees it
+async def _turn(call: Call) -> Response:
+    """Stands for the turn in the table; the application answers it before the router sees it."""
     raise Refused(405, "method-not-allowed", "POST a turn")
 
 
 async def _openapi(call: Call) -> Response:
+    """The description of the native API."""
     return Response(openapi.document(ROUTES, call.site.url), media_type="application/json")
 
 
@@ -100,6 +106,16 @@ ROUTES: tuple[Route, ...] = (
     _row("GET", f"{API}/openapi.json", "public", _openapi, "This description.", streams="OpenAPI document"),
     _row("GET", f"{API}/status", "public", native_api.status, "The site in numbers.", gives=SiteStatus),
     _row("GET", f"{API}/whoami", "person", native_api.whoami, "Who the token speaks for.", gives=WhoAmI),
+    _row(
+        "PATCH",
+        f"{API}/whoami",
+        "person",
+        trust_api.change_me,
+        "Whether the leaderboard names you.",
+        takes=PersonChange,
+        gives=WhoAmI,
+    ),
+    _row("GET", f"{API}/leaderboard", "public", trust_api.leaderboard, "Who gives most of late.", gives=Page),
     _row(
         "GET",
         f"{API}/quota",
@@ -176,6 +192,15 @@ ROUTES: tuple[Route, ...] = (
         native_api.batch_events,
         "News of a batch until it has ended.",
         streams="server-sent events",
+    ),
+    _row(
+        "GET",
+        f"{API}/batches/{{batch}}/rechecks",
+        "person",
+        trust_api.batch_rechecks,
+        "Jobs that are done again because their host was banned.",
+        gives=Page,
+        query=PAGE,
     ),
     _row(
         "GET",
@@ -309,6 +334,15 @@ ROUTES: tuple[Route, ...] = (
         status=201,
     ),
     _row("GET", f"{API}/hosts/{{host}}", "person", native_api.get_host, "One host.", gives=HostView),
+    _row(
+        "PATCH",
+        f"{API}/hosts/{{host}}",
+        "operator",
+        trust_api.change_host,
+        "Ban a host, or let it work again.",
+        takes=HostChange,
+        gives=HostChanged,
+    ),
     _row("DELETE", f"{API}/hosts/{{host}}", "person", native_api.remove_host, "Detach a host.", status=204),
     _row(
         "POST",

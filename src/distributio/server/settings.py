@@ -105,7 +105,7 @@ def _from_text(name: str, text: str) -> Any:
 def address(settings: Settings) -> tuple[str, int]:
     """Host and port to listen on. Raises SettingsError."""
     host, _, port = settings.listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65_535:
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
         raise SettingsError(f"listen is {settings.listen!r}: it must be ADDRESS:PORT, as in 127.0.0.1:8900")
     return host.strip("[]"), int(port)
 

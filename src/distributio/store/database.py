@@ -21,7 +21,7 @@ import sqlalchemy
 import sqlalchemy.pool
 from sqlalchemy import BigInteger, Boolean, Float, Integer, LargeBinary, Text
 
-from distributio.store import schema
+from distributio.store import schema, steps
 
 Row = tuple[Any, ...]
 
@@ -349,38 +349,16 @@ class Database:
     def migrate(self, revision: str = "head") -> None:
         """Bring the tables up to date (or to `revision`); nothing happens when they are. A step is taken whole or not at
         all."""
-        from alembic import command
-        from alembic.config import Config
-        from alembic.util import CommandError
-
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         try:
-            with self._engine.connect() as connection:
-                config.attributes["connection"] = connection
-                if not self.is_postgresql:
-                    # A table that is made anew is dropped first, which must not take what refers to it along.
-                    connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                try:
-                    if revision == "head":
-                        command.upgrade(config, revision)
-                    else:
-                        command.downgrade(config, revision)
-                finally:
-                    # This connection is not as the others are.
-                    connection.invalidate()
-        except CommandError as error:
+            steps.take(self._engine, revision)
+        except steps.UnknownStep as error:
             raise StoreError(f"the tables are not of this release ({error}): run the release that made them") from error
         except (sqlalchemy.exc.OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
             raise DatabaseUnavailable(f"the database does not answer: {error}") from error
 
     def revision(self) -> str | None:
         """The migration the tables are at."""
-        from alembic.runtime.migration import MigrationContext
-
-        with self._engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+        return steps.current(self._engine)
 
     @property
     def engine(self) -> sqlalchemy.Engine:
