@@ -12,6 +12,7 @@ from distributio.server.routes import Answer, Call, json_response
 from distributio.server.submissions import Submit
 from distributio.store import catalog, views
 from distributio.store.catalog import Image
+from distributio.wire import oci
 from distributio.wire.native import BatchSubmission, JobChoice
 
 _AT_ONCE = 5_000  # jobs of the old batch read at once
@@ -62,6 +63,7 @@ async def _submit(
             input_digests=digests,
             idempotency_key=call.request.headers.get("idempotency-key"),
             request_digest=preflight.digest_of_request(submission),
+            repository=oci.parse_reference(image.reference).name if image else "",
         )
     )
     found = await site.read(views.batch, batch_id)
