@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 import msgspec
+import structlog
 
 import distributio
 from distributio.lifecycle.advance import advance, files_deleted, handed_over
@@ -18,6 +19,8 @@ from distributio.store import jobs, views
 from distributio.store.database import Transaction
 from distributio.store.files import output_key, result_key
 from distributio.wire.native import JobChoice, JobView, Spec
+
+log = structlog.get_logger("assimilator")
 
 MOST = 200
 
@@ -32,14 +35,14 @@ def step(site: Site) -> bool:
             if not ready:
                 return False
             material = gather(transaction, ready)
-        _write(site, material)
-        plain = [each.number for each in material if not each.uploaded]
-        others = [each.number for each in material if each.uploaded]
+        written = _write(site, material)
+        plain = [each.number for each in written if not each.uploaded]
+        others = [each.number for each in written if each.uploaded]
         if plain:
             site.ledger.call(Change(job_ids=plain, event=_over_and_gone, drop_outputs=True))
         if others:
             site.ledger.call(Change(job_ids=others, event=handed_over, drop_outputs=True))
-    return len(ready) == MOST
+    return len(written) == MOST
 
 
 def _over_and_gone(job: Job) -> Job:
@@ -169,17 +172,31 @@ def record(
     }
 
 
-def _write(site: Site, material: list[Material]) -> None:
+def _write(site: Site, material: list[Material]) -> list[Material]:
+    """Write what is handed over; return the jobs it was done for. One whose output is gone keeps nobody else waiting."""
     small: list[tuple[str, bytes]] = []
+    written = []
     for each in material:
         batch, position = each.view.batch, each.view.position
-        if each.canonical is not None:
-            with site.files.open_key(output_key(*each.canonical)) as source:
-                site.files.put(result_key(batch, position, "results.tar"), source)
+        if each.canonical is not None and not _copy(site, each.canonical, result_key(batch, position, "results.tar")):
+            log.error("results are not in the store, the job is not handed over", job=each.view.id)
+            continue
         if each.output is not None and each.view.has_results:
             small.append((result_key(batch, position, "results.tar"), each.output))
         if each.log:
             small.append((result_key(batch, position, "log.txt"), each.log))
         # The record comes last: whoever sees it sees everything.
         small.append((result_key(batch, position, "result.json"), each.record))
+        written.append(each)
     site.files.put_many(small)
+    return written
+
+
+def _copy(site: Site, output: tuple[int, str], target: str) -> bool:
+    try:
+        source = site.files.open_key(output_key(*output))
+    except FileNotFoundError:
+        return False
+    with source:
+        site.files.put(target, source)
+    return True
