@@ -56,6 +56,7 @@ def whoami(url: UrlOption = "", project: ProjectOption = "", output: OutputOptio
         ("user", show.clean(who.user) + (" (operator)" if who.is_operator else "")),
         ("project", who.project),
         ("projects", ", ".join(f"{name} ({role})" for name, role in who.projects.items())),
+        ("credit", f"{who.credit:,.2f} cobblestones, {who.recent_average:,.2f} a day of late"),
         *((name.replace("_", " "), f"{quota.usage.get(name, 0):,} of {most:,}") for name, most in quota.limits.items()),
     ]
     show.one(who, facts, output, lambda view: view.user)
