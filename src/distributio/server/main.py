@@ -22,7 +22,7 @@ import uvicorn
 from distributio.server import boinc_bundle
 from distributio.server import settings as settings_module
 from distributio.server.app import Application
-from distributio.server.daemons import assimilator, deleter, transitioner
+from distributio.server.daemons import assimilator, deleter, forecaster, transitioner
 from distributio.server.daemons.loop import Daemon
 from distributio.server.ledger import Notices
 from distributio.server.settings import Settings, SettingsError
@@ -179,6 +179,7 @@ def make_daemons(site: Site) -> list[Daemon]:
     delete = Daemon("deleter", lambda: deleter.step(site), 10.0)
     timer = Daemon("transitioner", lambda: transitioner.step(site, time.time), 1.0)
     sweep = Daemon("sweep", deleter.Sweep(site).step, 60.0)
+    foresee = Daemon("forecaster", forecaster.Forecaster(site, time.time).step, 5.0)
 
     def wake(notices: Notices) -> None:
         if notices.hand_over:
@@ -187,7 +188,7 @@ def make_daemons(site: Site) -> list[Daemon]:
             delete.wake()
 
     site.listeners.append(wake)
-    return [hand_over, delete, timer, sweep]
+    return [hand_over, delete, timer, sweep, foresee]
 
 
 def _close_daemons(daemons: list[Daemon]) -> None:

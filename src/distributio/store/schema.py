@@ -273,6 +273,12 @@ batches = Table(
     UniqueConstraint("project_id", "idempotency_key"),
     Index(None, "project_id", "id"),
     Index(None, "image_id"),
+    Index(
+        "ix_batches_going_on",
+        "id",
+        sqlite_where=text("ended_at IS NULL"),
+        postgresql_where=text("ended_at IS NULL"),
+    ),
 )
 
 batch_files = Table(
