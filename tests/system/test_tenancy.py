@@ -103,7 +103,7 @@ def test_a_project_that_is_switched_off_gets_no_work_and_says_why(shared_site: R
     codes = [each["code"] for each in member.get(f"/jobs/{batch}.1/explain")["because"]]
     assert "project-disabled" in codes
     _change(operator, "paused", enabled=True)
-    assert f"{batch}.1" in [assignment.job for assignment in host.turn(want=50).assignments]
+    assert f"{batch}.1" in [assignment.job for assignment in member.attach().turn(want=50).assignments]
 
 
 def test_only_operators_see_everybody(shared_site: RunningSite) -> None:
