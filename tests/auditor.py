@@ -64,7 +64,8 @@ def _projects_know_what_is_in_flight(transaction: Transaction, loaded: dict[int,
 def _tasks_belong_to_their_jobs_queue(transaction: Transaction) -> None:
     strays = transaction.rows(
         "SELECT tasks.id FROM tasks LEFT JOIN jobs ON jobs.id = tasks.job_id LEFT JOIN batches ON batches.id = batch_id "
-        "WHERE batches.id IS NULL OR tasks.queue_id <> batches.queue_id OR tasks.rank <> -batches.priority"
+        "WHERE batches.id IS NULL OR tasks.queue_id <> batches.queue_id "
+        "OR tasks.rank NOT IN (-batches.priority, -batches.priority - 1)"
     )
     assert not strays, f"tasks in a queue that is not their batch's: {strays[:5]}"
     twice = transaction.rows("SELECT job_id, attempt FROM tasks GROUP BY job_id, attempt HAVING count(*) > 1")

@@ -6,13 +6,17 @@ import msgspec
 
 from distributio.lifecycle import dispatch, trust
 from distributio.lifecycle import explain as reasons
-from distributio.lifecycle.model import JobState
+from distributio.lifecycle.model import EXACT, Job, JobState, Outcome, TaskState, Validity
 from distributio.server import preflight
 from distributio.server.site import Site
-from distributio.store import jobs, queues
+from distributio.store import checks, jobs, queues
 from distributio.store import trust as trust_store
 from distributio.store.database import Transaction
 from distributio.wire.native import Because, Explanation, HostFacts, JobView
+
+_MOST_NOTES = 6  # told of one job
+_DOUBTFUL = frozenset({Validity.INCONCLUSIVE, Validity.INVALID})
+_COMPARED = _DOUBTFUL | {Validity.VALID}
 
 
 async def explain(site: Site, view: JobView, number: int, project_id: int) -> Explanation:
@@ -28,12 +32,43 @@ def _explain(transaction: Transaction, view: JobView, number: int, now: float, a
         hosts_total, rejections = _rejections(transaction, loaded, now, away_seconds)
         ahead = _ahead(transaction, loaded)
     summary, because = reasons.explain_job(loaded.job, rejections, hosts_total, ahead, _notes(transaction, loaded))
+    because = [*because, *_words_of_validators(transaction, loaded.job)]
     return Explanation(
         job=view.id,
         state=view.state,
         summary=summary,
         because=[Because(code=b.code, sentence=b.sentence, advice=b.advice, count=b.count) for b in because],
     )
+
+
+def _words_of_validators(transaction: Transaction, job: Job) -> list[reasons.Because]:
+    """What a validator, or the comparison byte for byte, found different or unreadable, and where."""
+    notes = checks.notes_of(transaction, [job.id]).get(job.id, [])
+    if job.policy.validator == EXACT and any(task.validity in _DOUBTFUL for task in job.tasks):
+        notes = _differing(job)
+    said = []
+    for attempt, other, words in notes[:_MOST_NOTES]:
+        code = "unreadable-output" if other < 0 else "outputs-differ"
+        whose = f"Attempt {attempt}" if other < 0 else f"Attempts {attempt} and {other}"
+        said.append(msgspec.structs.replace(reasons.because(code), sentence=f"{whose}: {words}"))
+    trouble = checks.trouble_of(transaction, job.id)
+    if trouble:
+        known = reasons.because("validator-trouble")
+        said.append(msgspec.structs.replace(known, sentence=f"{known.sentence} It says: {trouble}"))
+    return said
+
+
+def _differing(job: Job) -> list[tuple[int, int, str]]:
+    """Which attempts brought other bytes than the first, or than the one that speaks for the job."""
+    outputs = [task for task in job.tasks if task.outcome is Outcome.SUCCESS and task.validity in _COMPARED]
+    if not outputs:
+        return []
+    first = job.canonical or outputs[0]
+    return [
+        (first.attempt, task.attempt, f"their bytes differ: {first.output_digest[:19]} and {task.output_digest[:19]}")
+        for task in outputs
+        if task.output_digest != first.output_digest
+    ]
 
 
 def _notes(transaction: Transaction, loaded: jobs.Loaded) -> dict[str, int]:
@@ -113,14 +148,13 @@ def _rejections(
 
 def _ahead(transaction: Transaction, loaded: jobs.Loaded) -> int | None:
     """How many ready tasks of the queue are served before the job's next one; counting stops at ten thousand."""
-    ready = [task.id for task in loaded.job.tasks if task.host_id is None]
-    if not ready:
+    if all(task.state is not TaskState.READY for task in loaded.job.tasks):
         return None
     row = transaction.one(
         "SELECT count(*) FROM (SELECT 1 FROM tasks WHERE state = 'ready' AND queue_id = :queue "
-        "AND (rank, id) < (:rank, :task) LIMIT 10000) AS before",
+        "AND (rank, id) < (SELECT rank, id FROM tasks WHERE job_id = :job AND state = 'ready' ORDER BY rank, id LIMIT 1) "
+        "LIMIT 10000) AS before",
         queue=loaded.lane.queue_id,
-        rank=-loaded.lane.priority,
-        task=min(ready),
+        job=loaded.job.id,
     )
     return int(row[0]) if row else None

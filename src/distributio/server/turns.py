@@ -20,8 +20,9 @@ from distributio.store import jobs, queues
 from distributio.store.database import Transaction
 from distributio.wire.native import LOG_BYTES
 
-SLACK = 16  # ready tasks read beyond those wanted, where some may not suit the host; twice as many each time
-MOST_PASSED = 256  # tasks that do not suit a host are passed over before it is sent away
+SLACK = 16  # ready tasks read beyond those wanted, where some did not suit a host; twice as many each time
+MOST_PASSED = 256  # tasks of one rank that do not suit a host are passed over before the next rank is looked at
+MOST_RANKS = 4  # are looked at so before the host is sent away
 
 
 class Returned(Struct, kw_only=True):
@@ -235,7 +236,7 @@ class _Supply:
         self._classes: dict[int, str] = {}  # of hosts, that a copy chosen in this turn has fixed for its job
         self._lanes: dict[int, jobs.Lane] = {}
         self._dry = False
-        self._slack = SLACK
+        self._slack = 0  # what does not suit is only known once it is read
 
     def place(self) -> tuple[int, int]:
         """Rank and number of the next task, as far as the queue has been read."""
@@ -261,14 +262,22 @@ class _Supply:
             else:
                 rejections[why_not] = rejections.get(why_not, 0) + 1
                 passed.append(candidate)
-                if len(passed) >= MOST_PASSED:
-                    break
+                if len(passed) % MOST_PASSED == 0:
+                    if len(passed) >= MOST_RANKS * MOST_PASSED:
+                        break
+                    self._skip(candidate.rank)
         self._in_hand = passed + self._in_hand
         return taken
 
+    def _skip(self, rank: int) -> None:
+        """So many of one rank do not suit: what stands behind them is not to wait for them."""
+        self._in_hand = [each for each in self._in_hand if each.rank > rank]
+        if not self._dry and self._place[0] <= rank:
+            self._place = (rank + 1, 0)
+
     def _read(self, wanted: int) -> bool:
-        most = max(wanted, self._expected) + (self._slack if self._twins else 0)
-        self._slack *= 2
+        most = max(wanted, self._expected) + self._slack
+        self._slack = min(max(SLACK, 2 * self._slack), MOST_PASSED)
         found = jobs.claim(self._work.transaction, self._queue.queue_id, self._place, most)
         self._dry = len(found) < most
         if not found:
