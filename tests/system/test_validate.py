@@ -4,10 +4,12 @@ import json
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from distributio.validators import names
-from sites import DISTRIBUTIO, results_tar
+from distributio.wire.native import BatchSubmission, JobView, PolicyChoice, Spec
+from sites import API, DISTRIBUTIO, Guest, GuestHost, RunningSite, results_tar, success, wait_for
 
 pytestmark = pytest.mark.system
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -80,3 +82,64 @@ def test_mistakes_are_named(tmp_path: Path, words: tuple[str, ...], said: str) -
         (tmp_path / name).mkdir()
     (tmp_path / "file").write_text("no tar" * 200)
     assert said in run("validate", *words, cwd=tmp_path, status=2).stderr
+
+
+# --- a real site --------------------------------------------------------------------------------------------------
+
+
+def finish(person: Guest, batch: int) -> JobView:
+    found: JobView = wait_for(lambda: (job := person.job(f"{batch}.1")).handed_over and job, "the hand-over")
+    return found
+
+
+def bring(host: GuestHost, **files: bytes) -> None:
+    [work] = wait_for(lambda: host.turn(want=1).assignments, "work")
+    host.turn(success(work.task, **files))
+
+
+def test_a_site_accepts_what_agrees_and_says_why_the_rest_does_not(either_site: RunningSite) -> None:
+    operator = either_site.operator()
+    people = [either_site.member(f"lender{n}", "default") for n in range(3)]
+    hosts = [person.attach() for person in people]
+    batch = operator.submit(policy=PolicyChoice(quorum=2, validator="numeric:rel=1e-6"))
+    bring(hosts[0], **{"x.txt": b"energy -1.25 eV\n"})
+    bring(hosts[1], **{"x.txt": b"energy -1.26 eV\n"})
+    words = wait_for(lambda: said_of(operator, batch), "the validator's words")
+    assert words == [
+        "Attempts 0 and 1: x.txt, line 1, number 1: -1.25 and -1.26 differ by 0.01 (relative 0.00794); "
+        "1 of 1 number differ by more than rel=1e-06, abs=0 allow"
+    ]
+    bring(hosts[2], **{"x.txt": b"energy -1.2500000001 eV\n"})
+    job = finish(operator, batch)
+    assert [task.validity for task in job.tasks] == ["valid", "invalid", "valid"]
+    assert operator.batch(batch).policy["validator"] == "numeric:rel=1e-06,abs=0"
+
+
+def said_of(person: Guest, batch: int) -> list[str]:
+    told = person.get(f"/jobs/{batch}.1/explain")["because"]
+    return [each["sentence"] for each in told if each["sentence"].startswith("Attempts")]
+
+
+def test_a_sites_own_validator_is_used_by_name(site: RunningSite) -> None:
+    (site.data / "validators").mkdir()
+    (site.data / "validators" / "mine.py").write_text("def agree(a, b, *, names): return names in a and names in b\n")
+    operator = site.operator()
+    hosts = [site.member(f"lender{n}", "default").attach() for n in range(2)]
+    batch = operator.submit(policy=PolicyChoice(quorum=2, validator="mine:names=x"))
+    bring(hosts[0], x=b"1")
+    bring(hosts[1], x=b"2")
+    assert finish(operator, batch).state == "done"
+
+
+@pytest.mark.parametrize(
+    ("validator", "words"),
+    [
+        ("nonsense", "is not known; there is: exact, numeric"),
+        ("numeric:rel=much", "rel='much' must be a number"),
+        ("program:image=python:alpine,command=true", "this site runs no containers itself"),
+    ],
+)
+def test_what_the_site_cannot_do_is_refused_at_submission(shared_site: RunningSite, validator: str, words: str) -> None:
+    submission = BatchSubmission(spec=Spec(runner="fake"), policy=PolicyChoice(validator=validator))
+    answer = shared_site.operator().ask("POST", f"{API}/batches", 422, content=msgspec.json.encode(submission))
+    assert words in answer.json()["detail"]

@@ -33,7 +33,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("wait", "Jobs", "jobs:wait", "Wait until jobs and batches are over."),
     Command("stop", "Jobs", "jobs:stop", "Stop jobs and batches."),
     Command("results", "Jobs", "jobs:results", "Fetch the results of jobs."),
-    Command("validate", "Jobs", "validate:validate", "Say whether two outputs agree, and what a validator would catch."),
+    Command("validate", "Jobs", "validate:validate", "Say whether two outputs agree, and what would be caught."),
     Command("rerun", "Jobs", "jobs:rerun", "Run what failed again."),
     Command("batch", "Jobs", "batch:app", "List batches."),
     Command("image", "Jobs", "image:app", "List, import and remove images."),

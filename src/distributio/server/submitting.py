@@ -10,6 +10,7 @@ from distributio.server import boinc_apps, boinc_names, images_api, native_api, 
 from distributio.server.problems import Refused
 from distributio.server.routes import Answer, Call, json_response
 from distributio.server.submissions import Submit
+from distributio.server.validation import Validators
 from distributio.store import catalog, views
 from distributio.store.catalog import Image
 from distributio.wire import oci
@@ -32,9 +33,10 @@ async def _submit(
     image_digest: str = "",
 ) -> Answer:
     site = call.site
-    count = preflight.check_words(submission, site.settings.max_jobs_per_batch)
+    validators = Validators(site.data, site.settings.validator_engine)
+    count = preflight.check_words(submission, site.settings.max_jobs_per_batch, validators)
     spec = submission.spec
-    policy = policy or preflight.policy_of(submission.policy, spec)
+    policy = policy or preflight.policy_of(submission.policy, spec, validators)
     image = None
     if spec.runner.startswith(boinc_names.RUNNER):
         await boinc_apps.check_runner(site, spec.runner.removeprefix(boinc_names.RUNNER))

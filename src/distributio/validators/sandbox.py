@@ -56,6 +56,7 @@ class Sandbox:
         self.belts = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""
+        self._is_over = False
 
     def __enter__(self) -> Self:
         self._complaints = tempfile.TemporaryFile()
@@ -77,8 +78,16 @@ class Sandbox:
         answer = self._ask(Question(a=a, b=b))
         return Agreement(answer.yes, answer.words)
 
+    def interrupt(self) -> None:
+        """Let whoever waits for an answer wait no longer: no more are given. From another thread."""
+        self._is_over = True
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     def kill(self) -> None:
-        """End the process, and whatever it started. From another thread, too."""
+        """End the process, and whatever it started."""
         process = self._process
         if process is None:
             return
@@ -118,6 +127,8 @@ class Sandbox:
         return process
 
     def _ask(self, question: Question) -> Answer:
+        if self._is_over:
+            raise NotLoaded("the validator was interrupted")
         process = self._process or self._start()
         self._write(process, msgspec.json.encode(question))
         answer = self._read(process, self.setup.bounds.seconds)
