@@ -120,6 +120,33 @@ def said_of(person: Guest, batch: int) -> list[str]:
     return [each["sentence"] for each in told if each["sentence"].startswith("Attempts")]
 
 
+def test_results_can_be_verified_offline(site: RunningSite, tmp_path: Path) -> None:
+    operator = site.operator()
+    hosts = [site.member(f"lender{n}", "default").attach() for n in range(2)]
+    batch = operator.submit(policy=PolicyChoice(quorum=2, validator="numeric"))
+    bring(hosts[0], **{"x.txt": b"1.0\n"})
+    bring(hosts[1], **{"x.txt": b"1.00000001\n"})
+    finish(operator, batch)
+
+    def distributio(*words: str, status: int = 0) -> str:
+        done = subprocess.run(
+            [*DISTRIBUTIO, *words], env=site.environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    distributio("results", str(batch))
+    site.stop()
+    said = distributio("verify", f"results/{batch}/{batch}.1")
+    assert "good: it is what the site signed" in said
+    assert f"{site.url} (remembered)" in said
+    assert f"computed on {hosts[0].id}, {hosts[1].id}" in said
+    assert "2 agreeing, of a quorum of 2, by numeric:rel=1e-06,abs=0" in said
+    tar = tmp_path / "results" / str(batch) / f"{batch}.1" / "results.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"1.0\n", b"1.1\n"))
+    assert "not what the site signed" in distributio("verify", "results", status=5)
+
+
 def test_a_sites_own_validator_is_used_by_name(site: RunningSite) -> None:
     (site.data / "validators").mkdir()
     (site.data / "validators" / "mine.py").write_text("def agree(a, b, *, names): return names in a and names in b\n")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from distributio import __version__
-from distributio.cli import config, show
+from distributio.cli import config, show, sitekeys
 from distributio.cli.config import Known
 from distributio.cli.exits import Stop
 from distributio.cli.show import Output, OutputOption, ProjectOption, UrlOption
@@ -27,6 +27,7 @@ def login(
         raise Stop("The token is empty. Your account page, or `distributio token create`, makes one.")
     with Client(choice.url, secret, project or None) as client:
         who = client.whoami()
+        sitekeys.remember(client)
     file = config.store(config.folder(), choice.url, Known(token=secret, project=project), make_default=True)
     facts = [("site", choice.url), ("user", who.user), ("project", project or who.project), ("stored in", str(file))]
     show.one(who, facts, output, lambda view: view.user)

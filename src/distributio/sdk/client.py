@@ -36,6 +36,7 @@ from distributio.wire.native import (
     ProjectView,
     QuotaView,
     Recheck,
+    SiteKey,
     SiteStatus,
     TokenView,
     UserView,
@@ -90,6 +91,10 @@ class Client:
     def status(self) -> SiteStatus:
         """The site in numbers."""
         return self.transport.ask(SiteStatus, "GET", "/api/v1/status")
+
+    def site_key(self) -> SiteKey:
+        """The keys that sign the records of results."""
+        return self.transport.ask(SiteKey, "GET", "/api/v1/site-key")
 
     def quota(self) -> QuotaView:
         """What the project may use, and does."""

@@ -57,6 +57,7 @@ from distributio.wire.native import (
     ProjectChange,
     ProjectView,
     QuotaView,
+    SiteKey,
     SiteStatus,
     TokenView,
     Turn,
@@ -105,6 +106,14 @@ ROUTES: tuple[Route, ...] = (
     _row("GET", "/metrics", "public", operations.metrics, "Figures for Prometheus.", streams="text"),
     _row("GET", f"{API}/openapi.json", "public", _openapi, "This description.", streams="OpenAPI document"),
     _row("GET", f"{API}/status", "public", native_api.status, "The site in numbers.", gives=SiteStatus),
+    _row(
+        "GET",
+        f"{API}/site-key",
+        "public",
+        native_api.site_key,
+        "The keys that sign the records of results.",
+        gives=SiteKey,
+    ),
     _row("GET", f"{API}/whoami", "person", native_api.whoami, "Who the token speaks for.", gives=WhoAmI),
     _row(
         "PATCH",

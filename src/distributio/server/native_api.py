@@ -27,6 +27,7 @@ from distributio.wire.native import (
     JobView,
     Page,
     QuotaView,
+    SiteKey,
     SiteStatus,
     TokenView,
     WhoAmI,
@@ -62,6 +63,12 @@ async def status(call: Call) -> SiteStatus:
     site = call.site
     found = await site.read(views.totals, time.time() - site.settings.away_seconds)
     return SiteStatus(name=site.settings.name, version=distributio.__version__, url=site.url, **found)
+
+
+async def site_key(call: Call) -> SiteKey:
+    """The keys with which the site signs the records of results."""
+    key, *earlier = await call.site.in_thread(call.site.signer.keys)
+    return SiteKey(name=call.site.settings.name, url=call.site.url, key=key, earlier=earlier)
 
 
 async def quota(call: Call) -> QuotaView:

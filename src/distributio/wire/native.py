@@ -396,6 +396,15 @@ class SiteStatus(Struct, kw_only=True):
     hosts_total: int
 
 
+class SiteKey(Struct, kw_only=True):
+    """The keys with which a site signs the records of results: the present one, and those before it that still count."""
+
+    name: str
+    url: str
+    key: str  # "ed25519:" and base64
+    earlier: list[str] = []
+
+
 # --- agents -----------------------------------------------------------------------------------------------------
 
 
