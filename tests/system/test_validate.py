@@ -1,14 +1,21 @@
 """`distributio validate` as its user types it, on the examples that are shipped."""
 
 import json
+import shlex
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from distributio.validators import names
+from distributio.validators.confine import Bounds
+from distributio.validators.program import Program
+from distributio.validators.sandbox import ValidatorTrouble
 from distributio.wire.native import BatchSubmission, JobView, PolicyChoice, Spec
+from image_fixture import standin_archive
 from sites import API, DISTRIBUTIO, Guest, GuestHost, RunningSite, results_tar, success, wait_for
 
 pytestmark = pytest.mark.system
@@ -170,3 +177,62 @@ def test_what_the_site_cannot_do_is_refused_at_submission(shared_site: RunningSi
     submission = BatchSubmission(spec=Spec(runner="fake"), policy=PolicyChoice(validator=validator))
     answer = shared_site.operator().ask("POST", f"{API}/batches", 422, content=msgspec.json.encode(submission))
     assert words in answer.json()["detail"]
+
+
+# --- a program in a container -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Podman with a store of its own, in which python:alpine is."""
+    folder = tmp_path_factory.mktemp("engine")
+    places = ["--root", str(folder / "root"), "--runroot", str(folder / "run"), "--storage-driver", "vfs"]
+    places += ["--runtime", "runc"] if shutil.which("runc") else []
+    program = folder / "podman"
+    program.write_text(f'#!/bin/sh\nexec podman {" ".join(places)} --cgroup-manager=cgroupfs "$@"\n')
+    program.chmod(0o755)
+    subprocess.run([program, "load", "-i", standin_archive(folder).path], check=True, capture_output=True, timeout=300)
+    yield str(program)
+    subprocess.run([program, "system", "reset", "--force"], check=False, capture_output=True, timeout=120)
+
+
+CHECKER = (
+    "import sys, pathlib; "
+    "texts = [pathlib.Path(p, 't').read_text() for p in sys.argv[2:]]; "
+    "print('read', *texts); "
+    "sys.exit(3 if 'bad' in texts else len(set(texts)) > 1)"
+)
+
+
+def test_a_program_in_a_container_decides(engine: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for name, text in (("a", "1"), ("b", "1"), ("c", "2"), ("d", "bad")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "t").write_text(text)
+    command = shlex.join(["python", "-c", CHECKER])
+    choice = names.choose(names.Choice("program", (("image", "python:alpine"), ("command", command))).text, {})
+    with Program(engine, choice, Bounds(memory_bytes=256 << 20), tmp_path) as program:
+        assert program.check("a").good
+        assert program.agree("a", "b").agrees
+        said = program.agree("a", "c")
+        assert (said.agrees, said.words) == (False, "read 1 2")
+        with pytest.raises(ValidatorTrouble, match="exit code 3"):
+            program.agree("a", "d")
+
+
+@pytest.mark.parametrize(
+    ("image", "command", "words"),
+    [
+        ("python:alpine", "python -c 'import time; time.sleep(600)'", r"longer than 1 s"),
+        ("python:alpine", "/no/such/program", "cannot be run"),
+        ("127.0.0.1:9/no/such:image", "true", "cannot be run"),
+    ],
+)
+def test_what_a_program_cannot_do_is_said(engine: str, tmp_path: Path, image: str, command: str, words: str) -> None:
+    (tmp_path / "a").mkdir()
+    choice = names.Choice("program", (("image", image), ("command", command), ("seconds", "1")))
+    with (
+        Program(engine, choice, Bounds(memory_bytes=256 << 20), tmp_path, engine_seconds=5) as program,
+        pytest.raises(ValidatorTrouble, match=words),
+    ):
+        program.check("a")

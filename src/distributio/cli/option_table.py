@@ -231,7 +231,7 @@ OPTIONS: tuple[Option, ...] = (
         parse=_choice("--alike", "os", "cpu", "model"),
         help="Send the copies of one job to machines that are alike, where results differ between kinds of them.",
     ),
-    _ours("--validator", "validator", "NAME", help="How results are compared. Default exact: byte for byte."),
+    _ours("--validator", "validator", "SPEC", help="How results are compared, as in numeric:rel=1e-6. Default exact."),
     _ours(
         "--retries",
         "retries",

@@ -17,19 +17,22 @@ from distributio.validators.names import Choice
 from distributio.validators.sandbox import NotLoaded, ValidatorTrouble
 from distributio.validators.verdicts import MOST_WORDS, Agreement, Verdict
 
-_ENGINE_SECONDS = 30.0  # to start and to remove a container, on top of the question's own
+ENGINE_SECONDS = 15.0  # to start and to remove a container, on top of the question's own
 _ENGINE_FAILED = (125, 126, 127)
 
 
 class Program:
     """The program of a choice, over the outputs in a folder. Use it as a context manager."""
 
-    def __init__(self, engine: str, choice: Choice, bounds: Bounds, folder: Path) -> None:
+    def __init__(
+        self, engine: str, choice: Choice, bounds: Bounds, folder: Path, engine_seconds: float = ENGINE_SECONDS
+    ) -> None:
         self._engine = engine
         self._choice = choice
         self._seconds = min(bounds.seconds, choice.number("seconds"))
         self._memory = bounds.memory_bytes
         self._folder = folder
+        self._engine_seconds = engine_seconds
         self._is_over = False
         self._name = f"distributio-validator-{uuid.uuid4().hex[:12]}"
 
@@ -60,7 +63,7 @@ class Program:
         """End the container."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(
-                [self._engine, "rm", "-f", self._name], capture_output=True, timeout=_ENGINE_SECONDS, check=False
+                [self._engine, "rm", "-f", self._name], capture_output=True, timeout=2 * ENGINE_SECONDS, check=False
             )
 
     def _run(self, *words: str) -> tuple[bool, str]:
@@ -68,7 +71,13 @@ class Program:
             raise NotLoaded("the validator was interrupted")
         command = [
             *(self._engine, "run", "--rm", "--name", self._name, "--network=none", "--read-only", "--cap-drop=all"),
-            *("--security-opt=no-new-privileges", "--pids-limit=64", "--cpus=1", f"--memory={self._memory}"),
+            *(
+                "--security-opt=no-new-privileges",
+                "--pids-limit=64",
+                "--ulimit=nofile=256:256",
+                "--ulimit=nproc=4096:4096",
+            ),
+            *("--cpus=1", f"--memory={self._memory}", "--user=65534:65534"),
             *("--tmpfs=/tmp:size=64m", f"--volume={self._folder}:/outputs:ro", "--entrypoint="),
             self._choice.one("image"),
             *shlex.split(self._choice.one("command")),
@@ -79,7 +88,7 @@ class Program:
                 command,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=self._seconds + _ENGINE_SECONDS,
+                timeout=self._seconds + self._engine_seconds,
                 check=False,
             )
         except OSError as error:
@@ -88,9 +97,9 @@ class Program:
             self.kill()
             raise ValidatorTrouble(f"the program took longer than {self._seconds:g} s, and was stopped") from None
         said = done.stdout[-MOST_WORDS:].decode(errors="replace").strip()
-        if done.returncode in (0, 1):
-            return done.returncode == 0, said
         complaint = done.stderr[-MOST_WORDS:].decode(errors="replace").strip()
+        if done.returncode in (0, 1):
+            return done.returncode == 0, said or complaint
         if done.returncode in _ENGINE_FAILED:
             raise NotLoaded(f"the program cannot be run: {complaint}")
         raise ValidatorTrouble(f"the program ended with exit code {done.returncode}: {complaint or said}")

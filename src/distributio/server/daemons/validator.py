@@ -40,8 +40,8 @@ from distributio.wire.tar_blocks import BadResults
 
 log = structlog.get_logger("validator")
 
-EACH = 16  # jobs of one batch in a step
-MOST = 64
+EACH = 200  # jobs of one batch in a step, at most; batches take turns
+MOST = 200
 RETRY_SECONDS = (5.0, 30.0, 120.0)
 NOT_LOADED_SECONDS = 60.0
 MOST_TROUBLE = 3  # failures on one validator's jobs in a step before the rest of them wait
