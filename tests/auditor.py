@@ -23,6 +23,7 @@ def audit(transaction: Transaction, *, laws: bool = True) -> None:
     _projects_know_what_is_in_flight(transaction, loaded)
     _tasks_belong_to_their_jobs_queue(transaction)
     _leftovers_belong_to_open_jobs(transaction, loaded)
+    _credit_is_what_valid_tasks_earned(transaction)
     for each in loaded.values():
         _a_job_adds_up(each.job)
         if laws:
@@ -78,6 +79,29 @@ def _leftovers_belong_to_open_jobs(transaction: Transaction, loaded: dict[int, j
     assert not gone, f"outputs kept in the database for jobs that were handed over: {gone[:5]}"
     orphans = transaction.rows("SELECT task_id FROM outputs WHERE task_id NOT IN (SELECT id FROM tasks)")
     assert not orphans, f"outputs of no task: {orphans[:5]}"
+
+
+def _credit_is_what_valid_tasks_earned(transaction: Transaction) -> None:
+    unpaid = transaction.rows(
+        "SELECT tasks.id FROM tasks LEFT JOIN credit_grants ON credit_grants.task_id = tasks.id "
+        "WHERE (validity = 'valid' AND tasks.host_id IS NOT NULL) <> (credit_grants.task_id IS NOT NULL)"
+    )
+    assert not unpaid, f"tasks that are valid and not paid, or paid and not valid: {unpaid[:5]}"
+    astray = transaction.rows(
+        "SELECT task_id FROM credit_grants LEFT JOIN tasks ON tasks.id = task_id LEFT JOIN jobs ON jobs.id = job_id "
+        "LEFT JOIN batches ON batches.id = batch_id WHERE batches.id IS NULL OR credit < 0 "
+        "OR credit_grants.host_id <> tasks.host_id OR credit_grants.project_id <> batches.project_id"
+    )
+    assert not astray, f"credit for what nobody did: {astray[:5]}"
+    for table in ("host", "user", "project"):
+        said = dict(transaction.rows(f"SELECT id, credit FROM {table}s WHERE credit <> 0"))
+        counted = dict(
+            transaction.rows(
+                f"SELECT {table}_id, sum(credit) FROM credit_grants WHERE {table}_id IS NOT NULL "
+                f"GROUP BY {table}_id HAVING sum(credit) <> 0"
+            )
+        )
+        assert said == {number: int(credit) for number, credit in counted.items()}, f"credit of {table}s"
 
 
 def _a_job_adds_up(job: Job) -> None:

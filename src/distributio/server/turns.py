@@ -344,11 +344,16 @@ class _Guest:
         if not twins:
             return None
         now = self._work.now
-        why_not = dispatch.may_have(twins, self._host_id, self._user_id, candidate.quorum, now)
+        voices = max(candidate.quorum, lane.policy.voices)
+        why_not = dispatch.may_have(twins, self._host_id, self._user_id, voices, now)
         if why_not is not None:
             return why_not
         late = dispatch.late_seconds(twins, max(candidate.quorum, lane.policy.target_tasks), now)
-        return None if late is None or self._may_hurry(candidate, lane, late) else "host-not-proven"
+        if late is None:
+            return None
+        if any(twin.host_id == self._host_id for twin in twins):
+            return "same-owner"  # it is the one that is late
+        return None if self._may_hurry(candidate, lane, late) else "host-not-proven"
 
     def _may_hurry(self, candidate: jobs.Candidate, lane: jobs.Lane, late: float) -> bool:
         if not trust.may_hurry(self._room[lane.app_id][2], late):
