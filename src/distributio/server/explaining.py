@@ -9,7 +9,7 @@ from distributio.lifecycle import explain as reasons
 from distributio.lifecycle.model import EXACT, Job, JobState, Outcome, TaskState, Validity
 from distributio.server import preflight
 from distributio.server.site import Site
-from distributio.store import jobs, queues
+from distributio.store import checks, jobs, queues
 from distributio.store import trust as trust_store
 from distributio.store.database import Transaction
 from distributio.wire.native import Because, Explanation, HostFacts, JobView
@@ -32,7 +32,7 @@ def _explain(transaction: Transaction, view: JobView, number: int, now: float, a
         hosts_total, rejections = _rejections(transaction, loaded, now, away_seconds)
         ahead = _ahead(transaction, loaded)
     summary, because = reasons.explain_job(loaded.job, rejections, hosts_total, ahead, _notes(transaction, loaded))
-    because = [*because, *_words_on_differences(loaded.job)]
+    because = [*because, *_words_of_validators(transaction, loaded.job)]
     return Explanation(
         job=view.id,
         state=view.state,
@@ -41,14 +41,21 @@ def _explain(transaction: Transaction, view: JobView, number: int, now: float, a
     )
 
 
-def _words_on_differences(job: Job) -> list[reasons.Because]:
-    """What the comparison byte for byte found different, and where."""
-    if job.policy.validator != EXACT or not any(task.validity in _DOUBTFUL for task in job.tasks):
-        return []
-    return [
-        msgspec.structs.replace(reasons.because("outputs-differ"), sentence=f"Attempts {attempt} and {other}: {words}")
-        for attempt, other, words in _differing(job)[:_MOST_NOTES]
-    ]
+def _words_of_validators(transaction: Transaction, job: Job) -> list[reasons.Because]:
+    """What a validator, or the comparison byte for byte, found different or unreadable, and where."""
+    notes = checks.notes_of(transaction, [job.id]).get(job.id, [])
+    if job.policy.validator == EXACT and any(task.validity in _DOUBTFUL for task in job.tasks):
+        notes = _differing(job)
+    said = []
+    for attempt, other, words in notes[:_MOST_NOTES]:
+        code = "unreadable-output" if other < 0 else "outputs-differ"
+        whose = f"Attempt {attempt}" if other < 0 else f"Attempts {attempt} and {other}"
+        said.append(msgspec.structs.replace(reasons.because(code), sentence=f"{whose}: {words}"))
+    trouble = checks.trouble_of(transaction, job.id)
+    if trouble:
+        known = reasons.because("validator-trouble")
+        said.append(msgspec.structs.replace(known, sentence=f"{known.sentence} It says: {trouble}"))
+    return said
 
 
 def _differing(job: Job) -> list[tuple[int, int, str]]:
