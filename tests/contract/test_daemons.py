@@ -75,7 +75,7 @@ def test_results_are_handed_over_and_working_copies_go(office: Office, inline: b
     for position in (1, 2, 3):
         assert bytes_of(office, result_key(batch, position, "results.tar")) == TAR
         assert bytes_of(office, result_key(batch, position, "log.txt")) == b"said\n"
-        record = json.loads(bytes_of(office, result_key(batch, position, "result.json")))
+        record = json.loads(bytes_of(office, result_key(batch, position, "result.json")))["predicate"]
         assert (record["job"], record["state"]) == (f"{batch}.{position}", "done")
         assert record["results"]["digest"] == digest_of(TAR)
         assert [attempt["outcome"] for attempt in record["attempts"]] == ["success"]
@@ -120,7 +120,7 @@ def test_jobs_that_failed_or_were_cancelled_are_handed_over_too(office: Office) 
     batch = office.submit(2)
     office.cancel(batch)
     assimilator.step(office.site)
-    record = json.loads(bytes_of(office, result_key(batch, 2, "result.json")))
+    record = json.loads(bytes_of(office, result_key(batch, 2, "result.json")))["predicate"]
     assert (record["state"], record["reasons"], record["attempts"]) == ("cancelled", ["cancelled"], [])
     assert not office.site.files.exists(result_key(batch, 2, "results.tar"))
 

@@ -16,7 +16,7 @@ from distributio.server.pages import sessions
 from distributio.server.routes import Route
 
 ACCESS = {"public", "person", "operator", "host", *sessions.ACCESS}
-PUBLIC_BELOW_API = {"/api/v1/openapi.json", "/api/v1/status"}
+PUBLIC_BELOW_API = {"/api/v1/leaderboard", "/api/v1/openapi.json", "/api/v1/site-key", "/api/v1/status"}
 
 
 def name_of(route: Route) -> str:

@@ -601,7 +601,7 @@ def test_results_are_uploaded_and_handed_over(ada: Guest, host: GuestHost) -> No
     wait_for(lambda: ada.job(f"{batch}.1").handed_over, "the hand-over")
     assert ada.job(f"{batch}.1").has_results
     assert ada.ask("GET", f"{API}/jobs/{batch}.1/results.tar").content == tar
-    record = ada.ask("GET", f"{API}/jobs/{batch}.1/result.json").json()
+    record = ada.ask("GET", f"{API}/jobs/{batch}.1/result.json").json()["predicate"]
     assert record["results"] == {"file": "results.tar", "digest": digest_of(tar), "bytes": len(tar)}
 
 

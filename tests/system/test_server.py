@@ -36,6 +36,7 @@ def test_the_operators_token_is_his_alone(site: RunningSite) -> None:
     assert token.stat().st_mode & 0o777 == 0o600
     assert site.operator().get("/whoami") == {
         "user": "operator", "is_operator": True, "project": "default", "projects": {"default": "manager"},
+        "credit": 0.0, "recent_average": 0.0, "shows_name": False,
     }  # fmt: skip
     known = site.folder / "config" / "sites.toml"
     assert site.operator_token in known.read_text()

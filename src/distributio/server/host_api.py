@@ -139,10 +139,12 @@ class TurnEndpoint:
         if turn.facts is not None and turn.facts != facts:
             preflight.check_facts(turn.facts)
             facts = turn.facts
+        # What a banned host brings is done with, and changes nothing.
+        ignored = [report.task for report in turn.reports] if host.state == "banned" else []
         event = HostTurn(
             host_id=host.id,
             user_id=host.user_id,
-            reports=[await self._check(report) for report in turn.reports],
+            reports=[] if ignored else [await self._check(report) for report in turn.reports],
             held=[(held.task, _plain(held.phase, 40), held.fraction) for held in turn.held],
             offer=_offer(facts, turn.want) if turn.want is not None and host.state == "active" else None,
             facts=_encoder.encode(facts).decode() if facts is not host.facts else None,
@@ -155,7 +157,7 @@ class TurnEndpoint:
         self._site.count_rejections(decided.rejections)
         why = [] if decided.sent or turn.want is None else self._why(host, decided)
         return TurnAnswer(
-            acknowledged=decided.acknowledged,
+            acknowledged=decided.acknowledged + ignored,
             assignments=[await self._batches.assignment(each, facts.platform) for each in decided.sent],
             cancel=decided.cancel,
             why_no_work=why,
@@ -198,7 +200,7 @@ class TurnEndpoint:
 
     def _why(self, host: KnownHost, decided: HostAnswer) -> list[Any]:
         if host.state != "active":
-            return [problems.because("host-suspended")]
+            return [problems.because(f"host-{host.state}")]
         codes = sorted(decided.rejections.items(), key=lambda pair: -pair[1])
         return [problems.because(code, count) for code, count in codes] or [problems.because("no-ready-tasks")]
 

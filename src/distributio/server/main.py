@@ -23,7 +23,7 @@ import uvicorn
 from distributio.server import boinc_bundle
 from distributio.server import settings as settings_module
 from distributio.server.app import Application
-from distributio.server.daemons import assimilator, deleter, transitioner
+from distributio.server.daemons import assimilator, deleter, forecaster, transitioner, validator
 from distributio.server.daemons.loop import Daemon
 from distributio.server.ledger import Notices
 from distributio.server.settings import Settings, SettingsError
@@ -184,16 +184,21 @@ def make_daemons(site: Site) -> list[Daemon]:
     hand_over = Daemon("assimilator", lambda: assimilator.step(site), 5.0)
     delete = Daemon("deleter", lambda: deleter.step(site), 10.0)
     timer = Daemon("transitioner", lambda: transitioner.step(site, time.time), 1.0)
+    checker = validator.Checker(site)
+    check = Daemon("validator", checker.step, 1.0, checker.stop)
     sweep = Daemon("sweep", deleter.Sweep(site).step, 60.0)
+    foresee = Daemon("forecaster", forecaster.Forecaster(site, time.time).step, 5.0)
 
     def wake(notices: Notices) -> None:
         if notices.hand_over:
             hand_over.wake()
         if notices.released:
             delete.wake()
+        if notices.checking:
+            check.wake()
 
     site.listeners.append(wake)
-    return [hand_over, delete, timer, sweep]
+    return [hand_over, check, delete, timer, sweep, foresee]
 
 
 def _close_daemons(daemons: list[Daemon]) -> None:

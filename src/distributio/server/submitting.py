@@ -12,8 +12,10 @@ from distributio.server.problems import Refused
 from distributio.server.routes import Answer, Call, json_response
 from distributio.server.site import Site
 from distributio.server.submissions import Submit
+from distributio.server.validation import Validators
 from distributio.store import catalog, views
 from distributio.store.catalog import Image
+from distributio.wire import oci
 from distributio.wire.native import BatchSubmission, JobChoice
 
 _AT_ONCE = 5_000  # jobs of the old batch read at once
@@ -33,9 +35,10 @@ async def _submit(
     image_digest: str = "",
 ) -> Answer:
     site = call.site
-    count = preflight.check_words(submission, site.settings.max_jobs_per_batch)
+    validators = Validators(site.data, site.settings.validator_engine)
+    count = preflight.check_words(submission, site.settings.max_jobs_per_batch, validators)
     spec = submission.spec
-    policy = policy or preflight.policy_of(submission.policy, spec)
+    policy = policy or preflight.policy_of(submission.policy, spec, validators)
     image = None
     if spec.runner.startswith(boinc_names.RUNNER):
         await boinc_apps.check_runner(site, spec.runner.removeprefix(boinc_names.RUNNER))
@@ -63,6 +66,7 @@ async def _submit(
             input_digests=digests,
             idempotency_key=call.request.headers.get("idempotency-key"),
             request_digest=preflight.digest_of_request(submission),
+            repository=oci.parse_reference(image.reference).name if image else "",
         )
     )
     found = await site.read(views.batch, batch_id)
