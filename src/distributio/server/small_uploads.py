@@ -21,6 +21,7 @@ from distributio.wire.native import INLINE_OUTPUT_BYTES
 from distributio.wire.tar_blocks import BadResults
 
 MOST_AT_ONCE = 256
+WORKERS = 2  # while one waits for the disk the other checks what came since
 _PATH = re.compile(r"^/api/v1/host/tasks/(\d{1,18})/output$")
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 
@@ -39,7 +40,7 @@ class SmallUploads:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._waiting: collections.deque[_Upload] = collections.deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
 
     def is_for(self, scope: host_api.Scope) -> bool:
         """Whether this request is one of them."""
@@ -73,8 +74,10 @@ class SmallUploads:
     async def _keep(self, task: int, host: int, digest: str, data: bytes) -> None:
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Upload(task, host, digest, data, kept))
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+        if len(self._workers) < WORKERS:
+            worker = asyncio.create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
         await kept
 
     async def _work(self) -> None:

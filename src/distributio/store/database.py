@@ -244,7 +244,12 @@ class Database:
         if self.is_postgresql:
             target = "postgresql+psycopg://" + url.split("://", 1)[1]
             self._engine = sqlalchemy.create_engine(
-                target, pool_size=connections, max_overflow=8, pool_recycle=1800, pool_reset_on_return=None
+                target,
+                pool_size=connections,
+                max_overflow=8,
+                pool_recycle=1800,
+                pool_reset_on_return=None,
+                pool_use_lifo=True,
             )
             sqlalchemy.event.listen(self._engine, "checkout", _check_after_rest)
             sqlalchemy.event.listen(self._engine, "checkin", _note_use)

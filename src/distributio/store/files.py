@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -187,13 +188,14 @@ class LocalFiles:
         renames, so that a name never stands for less than its bytes, whenever the power goes."""
         if not items:
             return
+        mine = f".{os.getpid()}-{threading.get_ident()}.part"  # others may put the same at the same time
         with room():
             targets = [f"{self.root}/{key}" for key, _ in items]
             for target, (_, data) in zip(targets, items, strict=True):
-                _write(f"{target}.part", data)
+                _write(target + mine, data)
             _sync_file_system(self.root)
             for target in targets:
-                os.rename(f"{target}.part", target)
+                os.rename(target + mine, target)
             _sync_file_system(self.root)
 
     def exists(self, key: str) -> bool:
