@@ -69,7 +69,7 @@ def _read(folder: Path) -> tuple[Ed25519PrivateKey, list[str]]:
     known = public_file.read_text().split() if public_file.exists() else []
     keys = [present, *(key for key in known if key != present)]
     if keys != known:
-        _put(public_file, ("\n".join(keys) + "\n").encode(), 0o644)
+        _put(public_file, ("\n".join(keys) + "\n").encode(), 0o600)
     return private, keys
 
 
