@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,7 +187,8 @@ def test_what_the_site_cannot_do_is_refused_at_submission(shared_site: RunningSi
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Podman with a store of its own, in which python:alpine is."""
     folder = tmp_path_factory.mktemp("engine")
-    places = ["--root", str(folder / "root"), "--runroot", str(folder / "run"), "--storage-driver", "vfs"]
+    short = tempfile.mkdtemp(prefix="dio", dir="/tmp")  # podman takes no run root longer than 50 characters
+    places = ["--root", str(folder / "root"), "--runroot", short, "--storage-driver", "vfs"]
     places += ["--runtime", "runc"] if shutil.which("runc") else []
     program = folder / "podman"
     program.write_text(f'#!/bin/sh\nexec podman {" ".join(places)} --cgroup-manager=cgroupfs "$@"\n')
@@ -194,6 +196,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     subprocess.run([program, "load", "-i", standin_archive(folder).path], check=True, capture_output=True, timeout=300)
     yield str(program)
     subprocess.run([program, "system", "reset", "--force"], check=False, capture_output=True, timeout=120)
+    shutil.rmtree(short, ignore_errors=True)
 
 
 CHECKER = (

@@ -21,7 +21,7 @@ import sqlalchemy
 import sqlalchemy.pool
 from sqlalchemy import BigInteger, Boolean, Float, Integer, LargeBinary, Text
 
-from distributio.store import schema, steps
+from distributio.store import schema, sqlite, steps
 
 Row = tuple[Any, ...]
 
@@ -36,16 +36,6 @@ _ARRAY_TYPES: dict[type, str] = {
     LargeBinary: "bytea[]",
 }
 REST_SECONDS = 2.0  # a connection unused for longer is tried before it is used
-SQLITE_PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",  # NORMAL would lose answered requests with the power
-    "PRAGMA foreign_keys = ON",
-    "PRAGMA busy_timeout = 30000",
-    "PRAGMA cache_size = -65536",
-    "PRAGMA temp_store = MEMORY",
-    "PRAGMA mmap_size = 268435456",
-    "PRAGMA wal_autocheckpoint = 4000",
-)
 
 
 class StoreError(Exception):
@@ -262,7 +252,7 @@ class Database:
                 max_overflow=8,
                 connect_args={"check_same_thread": False, "isolation_level": None, "cached_statements": 512},
             )
-            sqlalchemy.event.listen(self._engine, "connect", _prepare_sqlite)
+            sqlalchemy.event.listen(self._engine, "connect", sqlite.prepare)
         else:
             raise StoreError(f"{url!r} names no database: use sqlite:///PATH or postgresql://USER@HOST/NAME")
         # SQLite has one writer: waiting for each other here is fairer and faster than its busy loop.
@@ -301,6 +291,7 @@ class Database:
             is_lost = self.is_postgresql and driver.closed
             if is_lost:
                 connection.invalidate()
+                self._engine.dispose()  # what else rests in the pool was lost with it
             told = _told(error, is_lost)
             if told is None:
                 raise
@@ -446,8 +437,3 @@ def _roll_back(driver: Any) -> None:
     except (sqlite3.Error, psycopg.Error):
         # The connection is lost, and with it the transaction: the first error is the one to tell.
         return
-
-
-def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    for pragma in SQLITE_PRAGMAS:
-        connection.execute(pragma)

@@ -77,6 +77,7 @@ class Supervisor(Contained):
         self.suspended_seconds = state.get("suspended_seconds", 0.0)
         self.seen.cpu_seconds = state.get("cpu_seconds", 0.0)
         self.seen.memory_bytes = state.get("memory_bytes", 0)
+        self.cause = state.get("limit", "")
         self.follow_again()
 
     def follow_again(self) -> None:
@@ -155,7 +156,16 @@ class Supervisor(Contained):
         if now < self.state_due:
             return
         self.state_due = now + _STATE_EVERY
-        slots.write_whole(self.slot / slots.STATE, {"suspended_seconds": self.suspended_seconds} | self.measures())
+        self.write_state({})
+
+    def note_limit(self) -> None:
+        """Write down, before it is ended, which limit the container is ended for."""
+        self.write_state({"limit": self.cause})
+
+    def write_state(self, more: dict[str, Any]) -> None:
+        """What the agent and a supervisor after us may need."""
+        state = {"suspended_seconds": self.suspended_seconds} | self.measures()
+        slots.write_whole(self.slot / slots.STATE, state | more)
 
     def measures(self) -> dict[str, Any]:
         """What has been used."""
@@ -168,6 +178,8 @@ class Supervisor(Contained):
     def watch(self) -> None:
         """Follow the container until its log has ended, and end it when it must end."""
         self.last_tick = time.monotonic()
+        if self.cause and self.is_alive():
+            self.kill()  # the supervisor before us had decided so
         while self.attach is not None:
             self.wait_a_little(self.attach)
             if self.attach.poll() is not None:
@@ -185,13 +197,15 @@ class Supervisor(Contained):
             if not self.cause:
                 self.cause = self.check(now)
                 if self.cause:
+                    self.note_limit()  # a supervisor after us must not take our kill for somebody else's
                     self.kill()
                 if self.cause == "lost":
                     return  # nobody would tell us of the end
             self.heed_stop(now)
             if self.kill_at is not None and now >= self.kill_at:
                 self.kill()
-            self.note_state(now)
+            if not self.cause:
+                self.note_state(now)
 
     def wait_a_little(self, attach: subprocess.Popen[bytes]) -> None:
         """Wait for the next tick, or for the end, whichever is first."""
