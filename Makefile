@@ -11,7 +11,7 @@ test: ## Everything: what `check` holds, then real processes, engines, databases
 	@tools/venv.sh --dev
 	@tools/parts.sh
 	@$(MAKE) --no-print-directory style
-	$(PYTEST) -n 2 --dist loadgroup tests
+	$(PYTEST) -n 2 --dist loadgroup --reruns 1 -r fER tests
 
 check: ## The two-minute loop: style, types, rings, rules, formats, pages
 	@tools/venv.sh --dev

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -59,7 +59,7 @@ class Chromium:
         """What is read in the first such element."""
         try:
             return self.driver.find_element(By.CSS_SELECTOR, selector).text
-        except StaleElementReferenceException:
+        except (NoSuchElementException, StaleElementReferenceException):
             return ""  # it was replaced this very moment: whoever waits for it looks again
 
     def until(self, selector: str, words: str) -> None:
