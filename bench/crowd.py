@@ -2,7 +2,6 @@
 
 import base64
 import collections
-import hashlib
 import io
 import itertools
 import json
@@ -79,25 +78,35 @@ class Crowd:
 
     def __init__(self, site: Site, count: int) -> None:
         self.site = site
-        self.hosts = [self._attach(number) for number in range(count)]
+        self._count = count
+        self.hosts = self._attach(count)
         self.idle = collections.deque(self.hosts)
         self.outputs = [make_output(number, SMALL_BYTES) for number in range(REPORTS)]
         self._reports = itertools.cycle([self._report(output, inline=True) for output in self.outputs])
         self._uploaded = [self._report(output, inline=False) for output in self.outputs]
 
-    def _attach(self, number: int) -> Host:
-        facts = {"platform": "linux/amd64", "name": f"bench-{number}", "runners": ["fake"], **LENT}
-        body = json.dumps({"facts": facts}).encode()
-        token = f"Bearer {self.site.token}"
-        answer = generator.call(self.site.address, generator.request("POST", f"{API}/hosts", token, body), 201)
-        attached = json.loads(answer)
-        return Host(authorization=f"Host {attached['host']}:{attached['key']}")
-
-    def forget(self) -> None:
-        """All hosts let go of what they have."""
-        for host in self.hosts:
-            host.held, host.ended = [], []
+    def renew(self) -> None:
+        """Other hosts take over; those so far keep what they have and are not heard of again."""
+        self.hosts = self._attach(self._count)
         self.idle = collections.deque(self.hosts)
+
+    def _attach(self, count: int) -> list[Host]:
+        facts = {"platform": "linux/amd64", "name": "bench", "runners": ["fake"], **LENT}
+        body = json.dumps({"facts": facts}).encode()
+        data = generator.request("POST", f"{API}/hosts", f"Bearer {self.site.token}", body)
+        questions = [Question(data) for _ in range(count)]
+        hosts: list[Host] = []
+
+        def tell(_about: Any, status: int, answer: bytes) -> None:
+            if status != 201:
+                raise generator.Refused(f"a host could not join: {status} {answer[:600]!r}")
+            attached = json.loads(answer)
+            hosts.append(Host(authorization=f"Host {attached['host']}:{attached['key']}"))
+
+        generator.drive(
+            self.site.address, 8, lambda: questions.pop() if questions else None, tell, lambda: not questions
+        )
+        return hosts
 
     @staticmethod
     def _report(output: Output, *, inline: bool) -> bytes:
@@ -172,13 +181,3 @@ def submit(site: Site, body: bytes) -> int:
 def submit_request(site: Site, body: bytes) -> bytes:
     """The request that submits."""
     return generator.request("POST", f"{API}/batches", f"Bearer {site.token}", body)
-
-
-def cancel(site: Site, batch: int) -> None:
-    """Cancel what is left of a batch."""
-    generator.call(site.address, generator.request("POST", f"{API}/batches/{batch}/cancel", f"Bearer {site.token}"))
-
-
-def digest_of(data: bytes) -> str:
-    """As it is written in requests."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"

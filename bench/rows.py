@@ -107,7 +107,6 @@ def bulk(bench: Bench) -> None:
     row = bench.add("Bulk submission, 20,000 jobs a request", "jobs/s", load)
     grown = (bench.site.database_bytes() - before) / load.count / 1000
     row.goals = [at_least("jobs/s", 20_000, row.value), at_most("kB of database a job", 1.2, grown)]
-    _clear(bench)
 
 
 def single(bench: Bench) -> None:
@@ -120,7 +119,6 @@ def single(bench: Bench) -> None:
         row.goals = [at_least("jobs/s", 500, row.value)]
         if clients == 1:
             row.goals.append(at_most("p50 ms", 5, row.p50_ms or 0))
-    _clear(bench)
 
 
 def _created(_about: Any, status: int, body: bytes) -> int:
@@ -149,6 +147,7 @@ def _run(
 
 def turns(bench: Bench) -> None:
     """Hosts that ask for work and name what they have, as agents do."""
+    _fill(bench, int(bench.seconds * 60_000))
     for clients in (1, 8, 32, 128):
         row = _dispatch(bench, clients, 1, f"Turns, one job each, {clients} client{'s' * (clients > 1)}")
         if clients >= 32:
@@ -161,21 +160,15 @@ def turns(bench: Bench) -> None:
 
 
 def _dispatch(bench: Bench, clients: int, tasks: int, name: str) -> Row:
-    rate = 5_000 if tasks == 1 else 20_000
-    batch = _fill(bench, int(bench.seconds * rate))
     load = _run(bench, clients, lambda: _asking(bench, tasks), lambda *told: _took(bench, *told))
-    row = bench.add(name, "jobs/s", load)
-    del batch
-    _clear(bench)
-    return row
+    bench.crowd.renew()
+    return bench.add(name, "jobs/s", load)
 
 
-def _fill(bench: Bench, count: int) -> list[int]:
-    batches = []
+def _fill(bench: Bench, count: int) -> None:
     while count > 0:
-        batches.append(crowd.submit(bench.site, crowd.submission(min(count, 20_000))))
+        crowd.submit(bench.site, crowd.submission(min(count, 20_000)))
         count -= 20_000
-    return batches
 
 
 def _asking(bench: Bench, tasks: int) -> Question | None:
@@ -192,21 +185,6 @@ def _took(bench: Bench, host: Host, status: int, body: bytes) -> int:
     host.held += got
     bench.crowd.idle.append(host)
     return len(got)
-
-
-def _clear(bench: Bench) -> None:
-    """Cancel everything and wait until the site is at rest, so that rows do not disturb each other."""
-    for (batch,) in bench.site.rows("SELECT id FROM batches WHERE ended_at IS NULL"):
-        crowd.cancel(bench.site, int(batch))  # type: ignore[call-overload]
-    _wait(lambda: not _unfinished(bench.site), "cancelled jobs to be handed over")
-    bench.crowd.forget()
-    time.sleep(0.5)
-
-
-def _unfinished(site: Site) -> int:
-    return site.number("SELECT count(*) FROM jobs WHERE hand_over = 'ready' OR files = 'released'") or site.number(
-        "SELECT count(*) FROM batches WHERE ended_at IS NULL"
-    )
 
 
 def _wait(holds: Callable[[], bool], what: str, seconds: float = 600.0) -> None:
@@ -230,7 +208,6 @@ def life(bench: Bench) -> None:
         row.of_ceiling = row.value / bench.ceiling
         cost = (row.server_ms or 0) + (row.database_ms or 0)
         row.goals = [at_least("jobs/s", 1_500, row.value), at_most("CPU ms a job", 1, cost)]
-        bench.crowd.forget()
 
 
 def _lives(bench: Bench, jobs: int, tasks: int, *, apart: bool) -> Load:
@@ -301,7 +278,6 @@ def uploads(bench: Bench) -> None:
     load.count *= len(big.data) // 1_000_000
     row = bench.add("Uploads of 100 MB, 2 clients", "MB/s", load)
     row.goals = [at_least("MB/s", 300, row.value)]
-    _clear(bench)
 
 
 # --- many queued, waiting ---------------------------------------------------------------------------------------
@@ -320,9 +296,7 @@ def queued(bench: Bench) -> None:
         rates.append(row.value)
         if len(rates) == 2:
             row.goals = [at_least("of the rate with 10,000", 0.9, rates[1] / rates[0])]
-        bench.crowd.forget()
-        if len(rates) == 1:
-            _clear(bench)
+        bench.crowd.renew()
 
 
 def latency(bench: Bench) -> None:
@@ -353,7 +327,6 @@ def latency(bench: Bench) -> None:
             load.count += 1
     load.latencies = times
     bench.add("From the submitter's answer to the waiting host's", "jobs/s", load)
-    _clear(bench)
 
 
 def _clear_one(bench: Bench, host: Host) -> None:

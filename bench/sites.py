@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -17,7 +18,6 @@ import psycopg
 from msgspec import Struct
 
 START_SECONDS = 60.0
-BINARIES = ("/usr/lib/postgresql/15/bin", "/usr/lib/postgresql/16/bin", "/usr/lib/postgresql/17/bin")
 # Durable as delivered; only the sizes are those of a machine that has some memory to spare.
 TUNING = (
     "fsync=on",
@@ -55,8 +55,10 @@ class Cluster(Struct, frozen=True, kw_only=True):
 @contextlib.contextmanager
 def postgresql() -> Iterator[Cluster]:
     """A throw-away cluster on a Unix socket. Raises CannotMeasure if PostgreSQL is not installed."""
-    binaries = next((Path(each) for each in BINARIES if Path(each, "postgres").exists()), None)
-    if binaries is None:
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    if installed:
+        binaries = installed[-1].parent
+    else:
         found = shutil.which("postgres")
         if found is None:
             raise CannotMeasure(
@@ -99,8 +101,17 @@ def postgresql() -> Iterator[Cluster]:
             _wait_for_database(cluster, process)
             yield cluster
         finally:
-            process.terminate()
-            process.wait(START_SECONDS)
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Stop it, in its own way if it does so in time."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(START_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _version(binaries: Path) -> str:
@@ -179,8 +190,7 @@ def site(cluster: Cluster | None, name: str, environment: dict[str, str] | None 
                 token=(data / "operator-token").read_text().strip(),
             )
         finally:
-            process.terminate()
-            process.wait(START_SECONDS)
+            _end(process)
             said = [line for line in log_path.read_text().splitlines() if "[error" in line or "[warning" in line]
             for line in said[:20]:
                 print(f"    the server said: {line}", file=sys.stderr)

@@ -15,7 +15,7 @@ _EARLY = 0.0  # before every deadline, so that the laws do not ask what only tim
 _STATES = tuple(state.value for state in JobState)
 
 
-def audit(transaction: Transaction, *, laws: bool = True) -> None:
+def audit(transaction: Transaction, *, laws: bool = True, credit: bool = True) -> None:
     """Raise AssertionError, naming what is wrong, if the database does not add up."""
     loaded = _all_jobs(transaction)
     _batches_count_their_jobs(transaction, loaded)
@@ -23,6 +23,8 @@ def audit(transaction: Transaction, *, laws: bool = True) -> None:
     _projects_know_what_is_in_flight(transaction, loaded)
     _tasks_belong_to_their_jobs_queue(transaction)
     _leftovers_belong_to_open_jobs(transaction, loaded)
+    if credit:
+        _credit_is_what_valid_tasks_earned(transaction)
     for each in loaded.values():
         _a_job_adds_up(each.job)
         if laws:
@@ -64,7 +66,8 @@ def _projects_know_what_is_in_flight(transaction: Transaction, loaded: dict[int,
 def _tasks_belong_to_their_jobs_queue(transaction: Transaction) -> None:
     strays = transaction.rows(
         "SELECT tasks.id FROM tasks LEFT JOIN jobs ON jobs.id = tasks.job_id LEFT JOIN batches ON batches.id = batch_id "
-        "WHERE batches.id IS NULL OR tasks.queue_id <> batches.queue_id OR tasks.rank <> -batches.priority"
+        "WHERE batches.id IS NULL OR tasks.queue_id <> batches.queue_id "
+        "OR tasks.rank NOT IN (-batches.priority, -batches.priority - 1)"
     )
     assert not strays, f"tasks in a queue that is not their batch's: {strays[:5]}"
     twice = transaction.rows("SELECT job_id, attempt FROM tasks GROUP BY job_id, attempt HAVING count(*) > 1")
@@ -77,6 +80,29 @@ def _leftovers_belong_to_open_jobs(transaction: Transaction, loaded: dict[int, j
     assert not gone, f"outputs kept in the database for jobs that were handed over: {gone[:5]}"
     orphans = transaction.rows("SELECT task_id FROM outputs WHERE task_id NOT IN (SELECT id FROM tasks)")
     assert not orphans, f"outputs of no task: {orphans[:5]}"
+
+
+def _credit_is_what_valid_tasks_earned(transaction: Transaction) -> None:
+    unpaid = transaction.rows(
+        "SELECT tasks.id FROM tasks LEFT JOIN credit_grants ON credit_grants.task_id = tasks.id "
+        "WHERE (validity = 'valid' AND tasks.host_id IS NOT NULL) <> (credit_grants.task_id IS NOT NULL)"
+    )
+    assert not unpaid, f"tasks that are valid and not paid, or paid and not valid: {unpaid[:5]}"
+    astray = transaction.rows(
+        "SELECT task_id FROM credit_grants LEFT JOIN tasks ON tasks.id = task_id LEFT JOIN jobs ON jobs.id = job_id "
+        "LEFT JOIN batches ON batches.id = batch_id WHERE batches.id IS NULL OR credit < 0 "
+        "OR credit_grants.host_id <> tasks.host_id OR credit_grants.project_id <> batches.project_id"
+    )
+    assert not astray, f"credit for what nobody did: {astray[:5]}"
+    for table in ("host", "user", "project"):
+        said = dict(transaction.rows(f"SELECT id, credit FROM {table}s WHERE credit <> 0"))
+        counted = dict(
+            transaction.rows(
+                f"SELECT {table}_id, sum(credit) FROM credit_grants WHERE {table}_id IS NOT NULL "
+                f"GROUP BY {table}_id HAVING sum(credit) <> 0"
+            )
+        )
+        assert said == {number: int(credit) for number, credit in counted.items()}, f"credit of {table}s"
 
 
 def _a_job_adds_up(job: Job) -> None:

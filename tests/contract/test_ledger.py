@@ -567,7 +567,7 @@ WALKING = settings(
 )
 
 
-@settings(WALKING, max_examples=120)
+@settings(WALKING, max_examples=80)
 @given(steps=WALK)
 def test_any_order_adds_up_on_sqlite(
     sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory, steps: Any
@@ -583,7 +583,7 @@ def test_any_order_adds_up_on_sqlite(
         database.close()
 
 
-@settings(WALKING, max_examples=20)
+@settings(WALKING, max_examples=12)
 @given(steps=WALK)
 def test_any_order_adds_up_on_postgresql(cluster: Cluster, steps: Any) -> None:
     url = cluster.create_ready()

@@ -15,6 +15,7 @@ import pytest
 from distributio.server.app import ROUTES
 from distributio.server.routes import Route
 from distributio.store import accounts, catalog
+from distributio.wire import oci
 from distributio.wire.native import (
     BatchSubmission,
     Input,
@@ -26,6 +27,7 @@ from distributio.wire.native import (
     Turn,
     WorkRequest,
 )
+from scripted_site import layer
 from sites import API, Guest, GuestHost, RunningSite, digest_of, results_tar, success, wait_for
 
 pytestmark = pytest.mark.system
@@ -599,7 +601,7 @@ def test_results_are_uploaded_and_handed_over(ada: Guest, host: GuestHost) -> No
     wait_for(lambda: ada.job(f"{batch}.1").handed_over, "the hand-over")
     assert ada.job(f"{batch}.1").has_results
     assert ada.ask("GET", f"{API}/jobs/{batch}.1/results.tar").content == tar
-    record = ada.ask("GET", f"{API}/jobs/{batch}.1/result.json").json()
+    record = ada.ask("GET", f"{API}/jobs/{batch}.1/result.json").json()["predicate"]
     assert record["results"] == {"file": "results.tar", "digest": digest_of(tar), "bytes": len(tar)}
 
 
@@ -793,6 +795,57 @@ def test_followers_who_leave_are_forgotten(shared_site: RunningSite, ada: Guest)
 
 
 # --- images -----------------------------------------------------------------------------------------------------
+
+
+def saved_image(size: int) -> tuple[bytes, str]:
+    """An image as an OCI archive, and the digest of its manifest."""
+    plain = layer(data=bytes(range(256)) * (size // 256))
+    kept = oci.describe(plain, oci.OCI_LAYER)
+    config = oci.encode(
+        oci.Config(architecture="amd64", os="linux", rootfs=oci.RootFilesystem(diff_ids=[oci.digest_of(plain)]))
+    )
+    manifest = oci.encode(oci.make_manifest(oci.describe(config, oci.OCI_CONFIG), [kept]))
+    part = oci.describe(manifest, oci.OCI_MANIFEST)
+    files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": oci.encode(oci.make_index([part]))}
+    files |= {f"blobs/{oci.digest_of(blob).replace(':', '/')}": blob for blob in (plain, config, manifest)}
+    return layer(**files), part.digest
+
+
+def test_an_archive_becomes_an_image_that_hosts_of_its_jobs_read(ada: Guest, bob: Guest, host: GuestHost) -> None:
+    archive, digest = saved_image(600_000)
+    view = ada.ask("POST", f"{API}/images/archive?reference=lab/tool:1", 201, content=archive).json()
+    assert (view["reference"], view["digest"]) == ("docker.io/lab/tool:1", digest)
+    again = ada.ask("POST", f"{API}/images", 201, content=msgspec.json.encode({"reference": "lab/tool:1"})).json()
+    assert again["id"] == view["id"]
+    assert bob.get("/images")["items"] == []
+    runner = ada.attach(runners=["container"])
+    batch = ada.submit(spec=Spec(image="lab/tool:1", command=["x"]))
+    assert ada.batch(batch).image_digest == digest
+    assignment = runner.turn(want=1).assignments[0]
+    path = f"/v2/{assignment.image_name}/manifests/{assignment.image_manifest}"
+    assert runner.http.get(path).status_code == 200
+    assert host.http.get(path).status_code == 404
+    assert bob.http.get(path).status_code == 404
+    assert ada.http.get(path).status_code == 200
+    ada.ask("POST", f"{API}/batches/{batch}/cancel")
+    assert runner.http.get(path).status_code == 404
+    ada.ask("DELETE", f"{API}/images/{view['id']}", 204)
+
+
+def test_an_image_counts_as_storage(shared_site: RunningSite) -> None:
+    guest = shared_site.member("ivy", "images")
+
+    def limit(transaction: Any) -> None:
+        row = transaction.one("SELECT id FROM projects WHERE name = 'images'")
+        accounts.set_limit(transaction, row[0], "storage_bytes", 500_000)
+
+    shared_site.look(limit)
+    large, _ = saved_image(600_000)
+    small, _ = saved_image(300_000)
+    problem(guest.http.post(f"{API}/images/archive?reference=a", content=large), 403, "quota-exceeded")
+    for _ in range(2):
+        guest.ask("POST", f"{API}/images/archive?reference=a", 201, content=small)
+    assert 300_000 < guest.get("/quota")["usage"]["storage_bytes"] < 310_000
 
 
 @pytest.mark.parametrize("body", [b"", b"not an archive" * 1000, b"\x1f\x8b" + b"\0" * 500, b"\0" * 10_240])

@@ -144,7 +144,7 @@ def test_a_job_goes_all_the_way(person: Person, host: GuestHost) -> None:
     assert person.read("out") == "Hello BOINC\n"
     with tarfile.open(person.folder / "results" / "1" / "1.1" / "results.tar") as tar:
         assert tar.getnames() == ["out.txt"]
-    assert json.loads(person.read("results/1/1.1/result.json"))["state"] == "done"
+    assert json.loads(person.read("results/1/1.1/result.json"))["predicate"]["state"] == "done"
     assert "results/1/1.1/results.tar" in person.read("err")
 
 

@@ -20,6 +20,8 @@ from sites import API, Guest, GuestHost, RunningSite, digest_of, results_tar, ru
 
 pytestmark = pytest.mark.system
 
+STOP_SECONDS = 12  # half of what a host's open question would take; on an idle machine it is one or two
+
 
 def audited(site: RunningSite) -> None:
     """What is in the site's database adds up."""
@@ -34,6 +36,7 @@ def test_the_operators_token_is_his_alone(site: RunningSite) -> None:
     assert token.stat().st_mode & 0o777 == 0o600
     assert site.operator().get("/whoami") == {
         "user": "operator", "is_operator": True, "project": "default", "projects": {"default": "manager"},
+        "credit": 0.0, "recent_average": 0.0, "shows_name": False,
     }  # fmt: skip
     known = site.folder / "config" / "sites.toml"
     assert site.operator_token in known.read_text()
@@ -165,7 +168,7 @@ def test_it_stops_at_once_whoever_waits(either_site: RunningSite) -> None:
             next(log.iter_lines())
             started = time.monotonic()
             assert site.stop() == 0
-            assert time.monotonic() - started < 6
+            assert time.monotonic() - started < STOP_SECONDS
         for poll in polls:
             assert poll.result().assignments == []
     assert "stopped" in site.log()
@@ -213,7 +216,7 @@ def test_it_is_killed_again_and_again_in_the_middle_of_work(either_site: Running
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         lives = [pool.submit(live, host) for host in hosts]
-        for done in (5, 20, 40):
+        for done in (5, 30):
             wait_for(lambda done=done: counts(site, batch).get("done", 0) >= done, f"{done} jobs")
             site.kill()
             site.start()
@@ -327,7 +330,7 @@ def test_several_processes_are_one_site(crew: RunningSite) -> None:
     audited(crew)
     started = time.monotonic()
     assert crew.stop() == 0
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < STOP_SECONDS
 
 
 def test_a_process_of_a_crew_that_dies_is_replaced(crew: RunningSite) -> None:

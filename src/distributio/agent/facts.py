@@ -27,6 +27,7 @@ def describe(name: str, lent: policy.Allowed, capabilities: Mapping[str, Capabil
         kernel=hardware.kernel(),
         cpu_model=hardware.cpu_model(),
         agent_version=__version__,
+        gflops=hardware.gflops(),
     )
 
 

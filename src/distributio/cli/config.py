@@ -86,7 +86,7 @@ def store(where: Path, url: str, known: Known, *, make_default: bool) -> Path:
         if entry.project:
             lines.append(f"project = {_quoted(entry.project)}")
     file = where / _SITES
-    _write(file, "\n".join(lines) + "\n")
+    write(file, "\n".join(lines) + "\n")
     return file
 
 
@@ -134,7 +134,7 @@ class _Grumble:
 def remember_last(url: str, batch_id: int) -> None:
     """Let `last` mean this batch from now on."""
     file = folder() / _LAST
-    _write(file, json.dumps({**_last(file), url: batch_id}))
+    write(file, json.dumps({**_last(file), url: batch_id}))
 
 
 def last(url: str) -> int | None:
@@ -150,7 +150,8 @@ def _last(file: Path) -> dict[str, int]:
     return {str(url): int(batch) for url, batch in data.items()} if isinstance(data, dict) else {}
 
 
-def _write(file: Path, text: str) -> None:
+def write(file: Path, text: str) -> None:
+    """Put a file of this person's in place, whole, readable by nobody else."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as output:  # made with mode 0600

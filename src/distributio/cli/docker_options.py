@@ -49,7 +49,8 @@ class Given(Struct, kw_only=True):
     changes_nothing: Any = None
     detach: bool = False
     replicas: int | None = None
-    quorum: int | None = None
+    quorum: int | str | None = None  # a number, or "adaptive"
+    alike: str = ""
     retries: int | None = None
     wall_seconds: float | None = None
     deadline_seconds: float | None = None
@@ -68,6 +69,7 @@ class Given(Struct, kw_only=True):
     arrays: list[str] = []
     each_line: list[str] = []
     matrices: list[str] = []
+    ringers: str = ""
     schema: bool = False
     named: set[str] = field(default_factory=set)  # the fields that were given on the command line
 

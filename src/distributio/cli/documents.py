@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from distributio.cli import reference, service_pages
+from distributio.cli.markdown import MADE_BY, page, table
 from distributio.lifecycle import advance
 from distributio.lifecycle.model import (
     FilesState,
@@ -27,8 +29,6 @@ from distributio.lifecycle.model import (
 )
 from distributio.lifecycle.reasons import REASONS, Kind, Who
 from distributio.lifecycle.roads import explore
-
-MADE_BY = "<!-- Made by `python -m distributio.cli.documents --write` from the program: change that, then run it. -->"
 
 Edge = tuple[str, str, str]  # from, event, to
 
@@ -84,12 +84,12 @@ def lifecycle() -> str:
         "## The rules, in order",
         "\n".join(f"{n}. **{_words(rule.__name__)}.** {_docstring(rule)}" for n, rule in enumerate(advance.RULES, 1)),
         "## The events",
-        _table(("event", "what it records"), [(_words(event.__name__), _docstring(event)) for event in _EVENTS]),
+        table(("event", "what it records"), [(_words(event.__name__), _docstring(event)) for event in _EVENTS]),
         "## Words",
     ]
     for enum, title, note in words:
-        parts += [f"### {title}", *([note] if note else []), _table(("word", "meaning"), _meanings(enum))]
-    return _page(parts)
+        parts += [f"### {title}", *([note] if note else []), table(("word", "meaning"), _meanings(enum))]
+    return page(parts)
 
 
 def reasons() -> str:
@@ -106,14 +106,18 @@ def reasons() -> str:
             for code, text in REASONS.items()
             if text.kind is kind
         ]
-        parts += [f"## {title}", _table(("code", "what it means", "what to do", "who can change it"), rows)]
-    return _page(parts)
+        parts += [f"## {title}", table(("code", "what it means", "what to do", "who can change it"), rows)]
+    return page(parts)
 
 
 # A page's place below the repository, and the function that returns its text.
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/lifecycle.md": lifecycle,
     "docs/reference/reasons.md": reasons,
+    "docs/reference/commands.md": reference.markdown,
+    "docs/reference/settings.md": service_pages.settings,
+    "docs/reference/errors.md": service_pages.errors,
+    "docs/reference/api.md": service_pages.api,
 }
 
 _EVENTS = (
@@ -222,7 +226,7 @@ def _diagram(edges: Iterable[Edge], start: str = "waiting", ends: Iterable[str] 
 
 def _edge_table(edges: Iterable[Edge]) -> str:
     rows = [(f"`{one}`", f"`{other}`", ", ".join(events)) for (one, other), events in _joined(edges).items()]
-    return _table(("from", "to", "when"), rows)
+    return table(("from", "to", "when"), rows)
 
 
 def _meanings(enum: type[StrEnum]) -> list[tuple[str, str]]:
@@ -246,15 +250,6 @@ def _docstring(thing: Callable[..., object]) -> str:
 def _words(name: str) -> str:
     words = name.replace("_", " ")
     return words[0].upper() + words[1:]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _page(parts: Iterable[str]) -> str:
-    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

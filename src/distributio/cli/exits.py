@@ -21,7 +21,8 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.USAGE: "The command line, the job file or a file it names is wrong. Nothing was sent.",
     ExitCode.UNREACHABLE: "The site does not answer.",
     ExitCode.REFUSED: "The site refused: not found, not allowed, over quota, or not valid. Its reason is printed.",
-    ExitCode.JOB_FAILED: "A job failed without an exit code or was stopped; `submit`, `wait`: not all are done.",
+    ExitCode.JOB_FAILED: "A job failed without an exit code or was stopped; `submit`, `wait`: not all are done; "
+    "`validate`, `verify`: no.",
     ExitCode.INTERRUPTED: "Interrupted with Ctrl-C.",
 }
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributio.cli import progress, show
+from distributio.cli import progress, show, sitekeys
 from distributio.cli.exits import Stop
 from distributio.cli.quantities import size_text
 from distributio.wire.native import JobView
@@ -47,6 +47,8 @@ def fetch_all(client: "Client", jobs: Iterable[JobView], base: Path) -> dict[str
         if job.has_results:
             total += fetch(client, job, base)
             places[job.id] = folder_of(job, base)
+    if places:
+        sitekeys.remember_first(client)  # so that they can be verified later, offline
     if len(places) == 1:
         show.note(f"Results: {next(iter(places.values())) / TAR} ({size_text(total)})")
     elif places:

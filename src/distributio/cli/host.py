@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from distributio.agent.agent import Agent, Ending, Settings
     from distributio.agent.folder import Folder
-    from distributio.wire.native import HostFacts
+    from distributio.wire.native import HostChanged, HostFacts, HostView
 
 app = typer.Typer(no_args_is_help=True, help="Lend this machine: attach, run, status, suspend, resume, detach, doctor.")
 
@@ -32,6 +32,27 @@ DataOption = Annotated[
 RunnerOption = Annotated[
     str, typer.Option("--runner", help="How jobs are run: container, or fake for trying things out.")
 ]
+
+
+def _standing(host: "HostView") -> str:
+    if host.state == "banned":
+        return "banned"
+    aside = sum(app.set_aside for app in host.apps)
+    trusted = sum(app.trusted for app in host.apps)
+    return "set aside" if aside else f"trusted with {trusted} of {len(host.apps)}" if host.apps else ""
+
+
+_HOST_COLUMNS = (
+    show.Column("ID", lambda host: host.id),
+    show.Column("NAME", lambda host: show.shortened(host.name)),
+    show.Column("STATE", lambda host: host.state),
+    show.Column("RUNNING", lambda host: str(host.running), right=True),
+    show.Column("DONE", lambda host: f"{host.done:,}", right=True),
+    show.Column("FAILED", lambda host: f"{host.failed:,}", right=True),
+    show.Column("CREDIT", lambda host: f"{host.credit:,.2f}", right=True),
+    show.Column("A DAY", lambda host: f"{host.recent_average:,.2f}", right=True),
+    show.Column("STANDING", _standing),
+)
 
 
 @app.command()
@@ -205,6 +226,64 @@ def doctor(
         show.line(show.json_of(findings))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def ls(
+    everybody: Annotated[bool, typer.Option("--all", help="Everybody's, for the operator.")] = False,
+    url: show.UrlOption = "",
+    output: show.OutputOption = show.Output.TABLE,
+) -> None:
+    """List your hosts on the site, with what they have earned."""
+    from distributio.cli import config
+
+    with config.connect(url) as client:
+        found = list(client.hosts(everybody=everybody))
+    show.many(
+        found, _HOST_COLUMNS, output, lambda host: host.id, "No hosts. Lend this machine: distributio host attach"
+    )
+
+
+@app.command()
+def ban(
+    host: Annotated[str, typer.Argument(help="The host, as `host ls --all` lists it.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for its owner.")] = "",
+    days: Annotated[float, typer.Option("--recheck-days", min=0, help="Do again what it did alone since.")] = 30.0,
+    url: show.UrlOption = "",
+    output: show.OutputOption = show.Output.TABLE,
+) -> None:
+    """For the operator: take all work from a host, and do again what was accepted on its word alone."""
+    from distributio.cli import config
+    from distributio.wire.native import HostChange
+
+    with config.connect(url) as client:
+        done = client.change_host(host, HostChange(state="banned", reason=reason, recheck_days=days))
+    again = ", ".join(map(str, done.rechecks)) or "none"
+    facts = [
+        ("host", f"{show.clean(done.host.name)} ({done.host.id}) is banned"),
+        ("batches of re-checks", again),
+        *((f"not re-checked: {code}", f"{count:,} jobs") for code, count in done.not_rechecked.items()),
+    ]
+    show.one(done, facts, output, lambda changed: changed.host.id)
+
+
+@app.command()
+def unban(
+    host: Annotated[str, typer.Argument(help="The host, as `host ls --all` lists it.")],
+    url: show.UrlOption = "",
+    output: show.OutputOption = show.Output.TABLE,
+) -> None:
+    """For the operator: let a banned host work again."""
+    from distributio.cli import config
+    from distributio.wire.native import HostChange
+
+    with config.connect(url) as client:
+        done = client.change_host(host, HostChange(state="active"))
+    show.one(done, [("host", f"{show.clean(done.host.name)} ({done.host.id}) may work again")], output, _changed_id)
+
+
+def _changed_id(changed: "HostChanged") -> str:
+    return changed.host.id
 
 
 def _folder(data: str) -> "Folder":

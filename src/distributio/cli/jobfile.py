@@ -4,7 +4,7 @@ import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -66,7 +66,16 @@ class InputTable(Struct, forbid_unknown_fields=True, kw_only=True):
 class PolicyTable(Struct, forbid_unknown_fields=True, kw_only=True):
     """How many copies, and when to give up."""
 
-    quorum: Annotated[int | None, Meta(description="Copies that must come back and be compared. Default 1.")] = None
+    quorum: Annotated[
+        int | Literal["adaptive"] | None,
+        Meta(
+            description="Copies that must come back and be compared, or adaptive: as the machines' trust has it. Default 1."
+        ),
+    ] = None
+    alike: Annotated[
+        Literal["", "os", "cpu", "model"],
+        Meta(description="Send the copies of one job to machines that are alike so far."),
+    ] = ""
     replicas: Annotated[int | None, Meta(description="Copies that are sent from the start. Default: quorum.")] = None
     retries: Annotated[int | None, Meta(description="Failures of the command that are tried again.")] = None
     deadline: Annotated[Length | None, Meta(description="How long a machine may keep a copy.")] = None
@@ -146,6 +155,7 @@ def to_order(file: JobFile, base: Path, read: Callable[[str], str]) -> Order:
         inputs=tuple(local),
         policy=order.policy(
             quorum=policy.quorum,
+            alike=policy.alike,
             replicas=policy.replicas,
             retries=policy.retries,
             deadline_seconds=None if policy.deadline is None else _seconds(policy.deadline),

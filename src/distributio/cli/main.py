@@ -33,6 +33,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("wait", "Jobs", "jobs:wait", "Wait until jobs and batches are over."),
     Command("stop", "Jobs", "jobs:stop", "Stop jobs and batches."),
     Command("results", "Jobs", "jobs:results", "Fetch the results of jobs."),
+    Command("validate", "Jobs", "validate:validate", "Say whether two outputs agree, and what would be caught."),
+    Command("verify", "Jobs", "verify:verify", "Check that results are what a site signed, offline."),
     Command("rerun", "Jobs", "jobs:rerun", "Run what failed again."),
     Command("batch", "Jobs", "batch:app", "List batches."),
     Command("image", "Jobs", "image:app", "List, import and remove images."),

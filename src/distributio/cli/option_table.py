@@ -54,6 +54,10 @@ def _pids(text: str) -> int:
     return count
 
 
+def _quorum(text: str) -> int | str:
+    return text if text == "adaptive" else quantities.whole(text)
+
+
 def _only(name: str, *harmless: str, advice: str) -> Parse:
     def check(text: str) -> None:
         if text.lower() not in harmless:
@@ -215,11 +219,19 @@ OPTIONS: tuple[Option, ...] = (
     _ours(
         "--quorum",
         "quorum",
-        "NUMBER",
-        parse=quantities.whole,
-        help="Copies that must come back and be compared. Default 1.",
+        "NUMBER|adaptive",
+        parse=_quorum,
+        help="Copies that must come back and be compared. Default 1. adaptive: one from machines that have earned trust, "
+        "two from others, and spot checks.",
     ),
-    _ours("--validator", "validator", "NAME", help="How results are compared. Default exact: byte for byte."),
+    _ours(
+        "--alike",
+        "alike",
+        "os|cpu|model",
+        parse=_choice("--alike", "os", "cpu", "model"),
+        help="Send the copies of one job to machines that are alike, where results differ between kinds of them.",
+    ),
+    _ours("--validator", "validator", "SPEC", help="How results are compared, as in numeric:rel=1e-6. Default exact."),
     _ours(
         "--retries",
         "retries",
@@ -291,6 +303,13 @@ OPTIONS: tuple[Option, ...] = (
         "NAME=V,V...",
         repeats=True,
         help="One job for each combination: lr=0.1,0.2 seed=0..9; {lr}, {seed} in the command.",
+    ),
+    _many(
+        "--ringers",
+        "ringers",
+        "FILE",
+        help="Mix in jobs whose results are known: a line each, as JSON, with variables and expect (the digest of the "
+        "results). Machines cannot tell them apart; those that answer wrongly lose trust.",
     ),
     _many("--schema", "schema", help="Print the JSON schema of job files."),
 )

@@ -1,9 +1,11 @@
 """What exactly is asked of the site: a command line turned into a submission, before any file is read or sent."""
 
 import itertools
+import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -14,6 +16,10 @@ from distributio.cli.inputs import LocalInput
 from distributio.wire.native import BatchSubmission, Input, JobChoice, Limits, PolicyChoice, Spec
 
 ReadText = Callable[[str], str]
+
+_RINGER = (
+    'Write a line such as {"variables": {"index": "7"}, "expect": "sha256:..."}, the digest as result.json has it.'
+)
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -69,6 +75,7 @@ def from_options(given: Given, environment: Mapping[str, str], base: Path, read:
         inputs=local,
         policy=policy(
             quorum=given.quorum,
+            alike=given.alike,
             replicas=given.replicas,
             retries=given.retries,
             deadline_seconds=given.deadline_seconds,
@@ -78,22 +85,23 @@ def from_options(given: Given, environment: Mapping[str, str], base: Path, read:
         name=given.name,
         labels=dict(text.partition("=")[::2] for text in given.labels),
         priority=given.priority or 0,
-        jobs=choices(given, read),
+        jobs=mixed(choices(given, read), given.ringers, read),
         pull="local" if given.local else given.pull,
     )
 
 
 def policy(
     *,
-    quorum: int | None,
+    quorum: int | str | None,
     replicas: int | None,
     retries: int | None,
     deadline_seconds: float | None,
     validator: str | None,
     max_tasks: int | None = None,
+    alike: str = "",
 ) -> PolicyChoice:
     """What is said about copies; what is not said is left to the site."""
-    needed = 1 if quorum is None else quorum
+    needed = quorum if isinstance(quorum, int) else 1
     if replicas is not None and replicas < needed:
         raise Stop(
             f"{replicas} replicas can never be a quorum of {needed}. Leave --replicas out, or make it {needed} or more."
@@ -105,6 +113,8 @@ def policy(
         max_tasks=max_tasks,
         deadline_seconds=None if deadline_seconds is None else max(1, round(deadline_seconds)),
         validator=validator or "exact",
+        adaptive=quorum == "adaptive",
+        alike=alike,
     )
 
 
@@ -130,6 +140,26 @@ def choices(given: Given, read: ReadText) -> list[JobChoice] | None:
     axes += [("line", lines_of(name, read(name))) for name in given.each_line]
     axes += [quantities.axis(text) for text in given.matrices]
     return combinations(axes)
+
+
+def mixed(jobs: list[JobChoice] | None, ringers: str, read: ReadText) -> list[JobChoice] | None:
+    """The jobs with those of a file of known answers among them, in an order that nobody can guess."""
+    if not ringers:
+        return jobs
+    known = [_ringer(ringers, number, line) for number, line in enumerate(lines_of(ringers, read(ringers)), 1)]
+    together = [*(jobs or [JobChoice()]), *known]
+    random.SystemRandom().shuffle(together)
+    return together
+
+
+def _ringer(name: str, number: int, line: str) -> JobChoice:
+    try:
+        choice = msgspec.json.decode(line, type=JobChoice)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise Stop(f"{name}, line {number}: {error}. {_RINGER}") from error
+    if not choice.expect:
+        raise Stop(f"{name}, line {number}: there is no answer. {_RINGER}")
+    return choice if choice.name else replace(choice, name="known answer")
 
 
 def combinations(axes: list[tuple[str, list[str]]]) -> list[JobChoice] | None:

@@ -12,7 +12,7 @@ from distributio.cli.exits import Stop
 
 _HEADER = """# Commands
 
-<!-- Made by `distributio docs`: change the commands' own help, then run it again. -->
+<!-- Made by `python -m distributio.cli.documents --write` from the commands' own help: change that, then run it. -->
 """
 
 _JOB_FILE = """A job file is TOML. `distributio submit --schema` prints its JSON schema, for editors. The smallest:

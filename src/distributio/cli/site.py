@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from distributio import __version__
-from distributio.cli import config, show
+from distributio.cli import config, show, sitekeys
 from distributio.cli.config import Known
 from distributio.cli.exits import Stop
 from distributio.cli.show import Output, OutputOption, ProjectOption, UrlOption
@@ -27,6 +27,7 @@ def login(
         raise Stop("The token is empty. Your account page, or `distributio token create`, makes one.")
     with Client(choice.url, secret, project or None) as client:
         who = client.whoami()
+        sitekeys.remember(client)
     file = config.store(config.folder(), choice.url, Known(token=secret, project=project), make_default=True)
     facts = [("site", choice.url), ("user", who.user), ("project", project or who.project), ("stored in", str(file))]
     show.one(who, facts, output, lambda view: view.user)
@@ -56,6 +57,7 @@ def whoami(url: UrlOption = "", project: ProjectOption = "", output: OutputOptio
         ("user", show.clean(who.user) + (" (operator)" if who.is_operator else "")),
         ("project", who.project),
         ("projects", ", ".join(f"{name} ({role})" for name, role in who.projects.items())),
+        ("credit", f"{who.credit:,.2f} cobblestones, {who.recent_average:,.2f} a day of late"),
         *((name.replace("_", " "), f"{quota.usage.get(name, 0):,} of {most:,}") for name, most in quota.limits.items()),
     ]
     show.one(who, facts, output, lambda view: view.user)

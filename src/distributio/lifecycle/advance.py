@@ -26,6 +26,7 @@ from distributio.lifecycle.model import (
 Rule = Callable[[Job, float], Job]
 
 
+BANNED = "host-banned-with-task"  # why a copy was taken from a host for good
 REPORTABLE = frozenset({Outcome.SUCCESS, Outcome.FAILED, Outcome.ERROR, Outcome.ABANDONED})
 
 
@@ -86,7 +87,7 @@ def discredited(job: Job, host_id: int) -> Job:
         lambda task: task.host_id == host_id and task.state is TaskState.IN_PROGRESS,
         state=TaskState.OVER,
         outcome=Outcome.ABANDONED,
-        cause="host-banned-with-task",
+        cause=BANNED,
     )
     return _replace_tasks(held, lambda task: task.host_id == host_id and task.is_viable, validity=Validity.INVALID)
 
@@ -118,6 +119,8 @@ def reported(job: Job, attempt: int, report: Report, now: float) -> Job:
 def _accepts_report(job: Job, task: Task) -> bool:
     if task.state is TaskState.IN_PROGRESS:
         return True
+    if task.cause == BANNED:
+        return False
     gave_up = task.outcome is Outcome.NO_REPLY or (task.outcome is Outcome.ABANDONED and task.host_id is not None)
     return gave_up and not job.is_decided
 

@@ -88,25 +88,29 @@ def grants(
     """What the tasks earn that this change found valid. `gflops` has the speed of one processor of each of their hosts, as
     believed. Each is paid what it claims, and no more than the middle of what those claim that agree; one that stands alone
     no more than the app's average for its time."""
-    valid = [task for task in after.tasks if task.validity is Validity.VALID and task.host_id is not None]
+    fresh = newly_valid(before, after)
+    valid = fresh
+    if len(after.tasks) > 1:
+        valid = [task for task in after.tasks if task.validity is Validity.VALID and task.host_id is not None]
     confirmed = len(valid) > 1
     ceiling = MOST_GFLOPS if confirmed else most_lone_gflops
-    claims: dict[int, tuple[int, float]] = {}
-    for task in valid:
-        seconds = believed_seconds(task, most_seconds) * cpus
-        speed = min(gflops.get(task.host_id or 0, UNKNOWN_GFLOPS), ceiling)
-        claims[task.attempt] = round(seconds * speed * _PER_GFLOP), seconds
-    most = low_median([amount for amount, _ in claims.values()]) if claims else 0
+    times = [believed_seconds(task, most_seconds) * cpus for task in valid]
+    claims = [
+        round(seconds * min(gflops.get(task.host_id or 0, UNKNOWN_GFLOPS), ceiling) * _PER_GFLOP)
+        for task, seconds in zip(valid, times, strict=True)
+    ]
+    most = low_median(claims) if claims else 0
     return [
         Grant(
             task_id=task.id,
             host_id=task.host_id or 0,
             user_id=task.user_id,
-            credit=min(claims[task.attempt][0], most),
-            cpu_seconds=claims[task.attempt][1],
+            credit=min(claimed, most),
+            cpu_seconds=seconds,
             confirmed=confirmed,
         )
-        for task in newly_valid(before, after)
+        for task, seconds, claimed in zip(valid, times, claims, strict=True)
+        if valid is fresh or task in fresh
     ]
 
 

@@ -20,7 +20,7 @@ _READERS: dict[Who, tuple[Who, ...]] = {
 
 # A host counted so could run the job and is not here for it; one counted so is, and only has no room or right now.
 _ABSENT = frozenset({"no-host-awake", "host-suspended", "host-not-now"})
-_PRESENT = frozenset({"host-busy", "same-owner", "host-just-failed", "others-first"})
+_PRESENT = frozenset({"host-busy", "same-owner", "host-just-failed", "others-first", "host-not-proven"})
 _NONE_HERE = ("none of them is here now", "it is not here now")
 _WITHOUT_CAUSE: dict[Outcome, str] = {
     Outcome.FAILED: "exit-code",
@@ -56,11 +56,36 @@ def cause_of(task: Task) -> str:
     return task.cause or _WITHOUT_CAUSE[task.outcome]
 
 
+def why_more_copies(job: Job, *, is_spot_check: bool) -> dict[str, int]:
+    """Why a job has more copies than it began with, by code. `is_spot_check`: its first host is trusted."""
+    found: dict[str, int] = {}
+    if job.is_decided:
+        return found
+    if job.quorum > job.policy.quorum:
+        found["second-copy-spot-check" if is_spot_check else "second-copy-unproven"] = 1
+    differing = any(task.validity is Validity.INCONCLUSIVE for task in job.tasks)
+    if not differing and job.target_tasks > max(job.quorum, job.policy.target_tasks):
+        found["extra-copy"] = 1
+    return found
+
+
 def explain_job(
-    job: Job, rejections: Mapping[str, int], hosts_total: int, ahead: int | None = None
+    job: Job,
+    rejections: Mapping[str, int],
+    hosts_total: int,
+    ahead: int | None = None,
+    notes: Mapping[str, int] | None = None,
 ) -> tuple[str, list[Because]]:
     """One sentence on where a job stands, and the reasons for it. `rejections` counts the hosts by why they do not have
-    a copy of it; `hosts_total` those that are attached; `ahead` the tasks that are served before it."""
+    a copy of it; `hosts_total` those that are attached; `ahead` the tasks that are served before it; `notes` what else
+    there is to say, by code."""
+    summary, because = _explain_job(job, rejections, hosts_total, ahead)
+    return summary, in_order(notes or {}) + because
+
+
+def _explain_job(
+    job: Job, rejections: Mapping[str, int], hosts_total: int, ahead: int | None
+) -> tuple[str, list[Because]]:
     causes = Counter(filter(None, map(cause_of, job.tasks)))
     if job.state is JobState.DONE:
         return _done(job), in_order(causes)

@@ -100,6 +100,11 @@ class Policy(Struct, frozen=True, kw_only=True):
     adaptive_quorum: int = 2
     alike: str = ""  # how alike the hosts of one job's copies must be: a word of lifecycle/dispatch.ALIKE
 
+    @property
+    def voices(self) -> int:
+        """How many copies may come to be compared: they are of as many owners from the start."""
+        return max(self.quorum, self.adaptive_quorum) if self.adaptive else self.quorum
+
 
 class Task(Struct, frozen=True, kw_only=True):
     """One copy of a job for one host, from before it is sent until it is forgotten."""

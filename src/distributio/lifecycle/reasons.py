@@ -100,6 +100,8 @@ _WAITING: tuple[_Row, ...] = (
     ("outputs-differ", _S, "Copies came back with different outputs, and not enough of them agree yet.",
      "Another copy decides. If it happens often, fix what varies (seeds, dates, file order), or choose a validator that "
      "allows for it, or `--alike cpu`."),
+    ("validator-trouble", _O, "The validator failed on the outputs, and is tried again.",
+     "Nothing to do at first; if it stays, try it with `distributio validate`, or tell the site's operator."),
     ("recheck-agrees", _T, "Its host was banned later; the job was done again elsewhere, with the same output.",
      "Nothing to do."),
     ("recheck-differs", _S, "Its host was banned later; the job was done again elsewhere, with another output.",

@@ -7,7 +7,6 @@ at a time with growing rests, and one good result begins to raise it again.
 """
 
 import hashlib
-from collections.abc import Iterator
 from enum import StrEnum
 
 from msgspec import Struct
@@ -45,6 +44,9 @@ class Deed(StrEnum):
     SILENT = "silent"  # its deadline passed without a word
     FAILED = "failed"  # the command failed: whose fault that is, others will show
     OFF = "off"  # no longer with the host, and nothing is known of it yet
+
+
+VALID = frozenset({Deed.CONFIRMED, Deed.ACCEPTED})
 
 
 class Event(Struct, frozen=True):
@@ -88,40 +90,39 @@ NEW = Standing()
 # --- what happened -----------------------------------------------------------------------------------------------
 
 
-def events(before: Job, after: Job, batch_id: int) -> Iterator[Event]:
+def events(before: Job, after: Job, batch_id: int) -> list[Event]:
     """What a change of a job says of the hosts that had its copies. Each copy is judged once: the change that decides is the
     one that judges."""
+    found: list[Event] = []
     if after.tasks is before.tasks:
-        return
-    known = len(before.tasks)
+        return found
     newly_done = after.canonical_attempt is not None and before.canonical_attempt is None
-    confirmed = after.quorum > 1 or bool(after.expect)
-    for index, task in enumerate(after.tasks):
+    for old, task in zip(before.tasks, after.tasks, strict=False):
         if task.host_id is None:
             continue
-        old = before.tasks[index] if index < known else None
-        deed = None if old is task else _deed(old, task, after, confirmed=confirmed)
+        deed = None if old is task else _deed(old, task, after)
         if newly_done and task.outcome is Outcome.FAILED:
             deed = Deed.ERROR  # others could do it
         elif newly_done and after.expect and task.outcome is Outcome.INVALID_OUTPUT:
             deed = Deed.WRONG  # others knew the answer
         if deed is not None:
             sent_at = task.sent_at or 0.0
-            yield Event(task.host_id, deed, batch_id, sent_at, max(0.0, (task.received_at or sent_at) - sent_at))
+            found.append(
+                Event(task.host_id, deed, batch_id, sent_at, max(0.0, (task.received_at or sent_at) - sent_at))
+            )
+    return found
 
 
-def _deed(old: Task | None, task: Task, job: Job, *, confirmed: bool) -> Deed | None:
-    if old is None or task.validity is not old.validity:
+def _deed(old: Task, task: Task, job: Job) -> Deed | None:
+    if task.validity is not old.validity:
         if task.validity is Validity.VALID:
-            return Deed.CONFIRMED if confirmed else Deed.ACCEPTED
+            return Deed.CONFIRMED if job.quorum > 1 or job.expect else Deed.ACCEPTED
         if task.validity is Validity.INVALID:
             if task.outcome is Outcome.SUCCESS:
                 return Deed.WRONG
             # An answer that nobody gave may be the submitter's mistake: judged when somebody has given it.
             return Deed.OFF if job.expect else Deed.ERROR
-    if old is not None and task.outcome is old.outcome:
-        return None
-    return _OF_OUTCOME.get(task.outcome)
+    return None if task.outcome is old.outcome else _OF_OUTCOME.get(task.outcome)
 
 
 _OF_OUTCOME: dict[Outcome, Deed] = {

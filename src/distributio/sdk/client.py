@@ -20,17 +20,23 @@ from distributio.wire.native import (
     BatchSubmission,
     BatchView,
     Explanation,
+    HostChange,
+    HostChanged,
     HostView,
     ImageImport,
     ImageView,
     Input,
     JobView,
+    Leader,
     NewProject,
     NewUser,
     Page,
+    PersonChange,
     ProjectChange,
     ProjectView,
     QuotaView,
+    Recheck,
+    SiteKey,
     SiteStatus,
     TokenView,
     UserView,
@@ -86,17 +92,38 @@ class Client:
         """The site in numbers."""
         return self.transport.ask(SiteStatus, "GET", "/api/v1/status")
 
+    def site_key(self) -> SiteKey:
+        """The keys that sign the records of results."""
+        return self.transport.ask(SiteKey, "GET", "/api/v1/site-key")
+
     def quota(self) -> QuotaView:
         """What the project may use, and does."""
         return self.transport.ask(QuotaView, "GET", "/api/v1/quota")
 
-    def hosts(self) -> Iterator[HostView]:
-        """The hosts this person may see."""
-        return self._pages(HostView, "/api/v1/hosts")
+    def hosts(self, *, everybody: bool = False) -> Iterator[HostView]:
+        """The hosts of this person; for the operator everybody's, if asked."""
+        return self._pages(HostView, "/api/v1/hosts", all="1" if everybody else "")
 
     def host(self, host_id: str) -> HostView:
         """One host, with why it is idle."""
         return self.transport.ask(HostView, "GET", f"/api/v1/hosts/{host_id}")
+
+    def change_host(self, host_id: str, change: HostChange) -> HostChanged:
+        """Ban a host, or let it work again. For operators."""
+        return self.transport.ask(HostChanged, "PATCH", f"/api/v1/hosts/{host_id}", body=msgspec.json.encode(change))
+
+    def rechecks(self, batch_id: int) -> Iterator[Recheck]:
+        """The jobs of a batch that are done again because their host was banned."""
+        return self._pages(Recheck, f"/api/v1/batches/{batch_id}/rechecks")
+
+    def leaderboard(self) -> list[Leader]:
+        """Who gives most of late."""
+        return list(self._pages(Leader, "/api/v1/leaderboard"))
+
+    def show_name(self, shows_name: bool) -> WhoAmI:
+        """Let the leaderboard name this person, or not."""
+        body = msgspec.json.encode(PersonChange(shows_name=shows_name))
+        return self.transport.ask(WhoAmI, "PATCH", "/api/v1/whoami", body=body)
 
     def tokens(self) -> list[TokenView]:
         """This person's tokens, without their secrets."""

@@ -27,6 +27,7 @@ from distributio.server import (
     problems,
     submitting,
     tenancy_api,
+    trust_api,
 )
 from distributio.server.boinc_api import SchedulerEndpoint
 from distributio.server.boinc_attach import MasterPage
@@ -36,12 +37,15 @@ from distributio.server.problems import Refused
 from distributio.server.registry import Registry
 from distributio.server.routes import Call, Route, body_of, json_response
 from distributio.server.site import Site
+from distributio.server.small_uploads import SmallUploads
 from distributio.wire.native import (
     Attach,
     Attached,
     BatchSubmission,
     BatchView,
     Explanation,
+    HostChange,
+    HostChanged,
     HostView,
     ImageImport,
     ImageView,
@@ -50,9 +54,11 @@ from distributio.wire.native import (
     NewProject,
     NewUser,
     Page,
+    PersonChange,
     ProjectChange,
     ProjectView,
     QuotaView,
+    SiteKey,
     SiteStatus,
     TokenView,
     Turn,
@@ -67,11 +73,13 @@ API = "/api/v1"
 PAGE = ("limit", "cursor")
 
 
-async def _turn(call: Call) -> Response:  # the application answers this path before the router sees it
+async def _turn(call: Call) -> Response:
+    """Stands for the turn in the table; the application answers it before the router sees it."""
     raise Refused(405, "method-not-allowed", "POST a turn")
 
 
 async def _openapi(call: Call) -> Response:
+    """The description of the native API."""
     return Response(openapi.document(ROUTES, call.site.url), media_type="application/json")
 
 
@@ -99,7 +107,25 @@ ROUTES: tuple[Route, ...] = (
     _row("GET", "/metrics", "public", operations.metrics, "Figures for Prometheus.", streams="text"),
     _row("GET", f"{API}/openapi.json", "public", _openapi, "This description.", streams="OpenAPI document"),
     _row("GET", f"{API}/status", "public", native_api.status, "The site in numbers.", gives=SiteStatus),
+    _row(
+        "GET",
+        f"{API}/site-key",
+        "public",
+        native_api.site_key,
+        "The keys that sign the records of results.",
+        gives=SiteKey,
+    ),
     _row("GET", f"{API}/whoami", "person", native_api.whoami, "Who the token speaks for.", gives=WhoAmI),
+    _row(
+        "PATCH",
+        f"{API}/whoami",
+        "person",
+        trust_api.change_me,
+        "Whether the leaderboard names you.",
+        takes=PersonChange,
+        gives=WhoAmI,
+    ),
+    _row("GET", f"{API}/leaderboard", "public", trust_api.leaderboard, "Who gives most of late.", gives=Page),
     _row(
         "GET",
         f"{API}/quota",
@@ -176,6 +202,15 @@ ROUTES: tuple[Route, ...] = (
         native_api.batch_events,
         "News of a batch until it has ended.",
         streams="server-sent events",
+    ),
+    _row(
+        "GET",
+        f"{API}/batches/{{batch}}/rechecks",
+        "person",
+        trust_api.batch_rechecks,
+        "Jobs that are done again because their host was banned.",
+        gives=Page,
+        query=PAGE,
     ),
     _row(
         "GET",
@@ -309,6 +344,15 @@ ROUTES: tuple[Route, ...] = (
         status=201,
     ),
     _row("GET", f"{API}/hosts/{{host}}", "person", native_api.get_host, "One host.", gives=HostView),
+    _row(
+        "PATCH",
+        f"{API}/hosts/{{host}}",
+        "operator",
+        trust_api.change_host,
+        "Ban a host, or let it work again.",
+        takes=HostChange,
+        gives=HostChanged,
+    ),
     _row("DELETE", f"{API}/hosts/{{host}}", "person", native_api.remove_host, "Detach a host.", status=204),
     _row(
         "POST",
@@ -401,6 +445,7 @@ class Application:
             "/boinc/scheduler": SchedulerEndpoint(site, uploads.room),
             "/boinc/file_upload_handler": uploads,
         }
+        self._small_uploads = SmallUploads(site)
         self._master = MasterPage(site)
         routes = [StarletteRoute(route.path, endpoint(site, route), methods=[route.method]) for route in ROUTES]
         access = images_api.RegistryAccess(site)
@@ -420,6 +465,9 @@ class Application:
         hot = self._hot.get(path)
         if hot is not None and scope["method"] == "POST":
             await hot(scope, receive, send)
+            return
+        if self._small_uploads.is_for(scope):
+            await self._small_uploads(scope, receive, send)
             return
         if path == "/" and self._master.is_for(scope):
             await self._master(scope, receive, send)

@@ -34,6 +34,7 @@ from distributio.wire.native import HostFacts
 
 log = structlog.get_logger("boinc")
 
+UNKNOWN_FLOPS = 1e9  # what a client says before its first benchmark
 MOST_REQUEST_BYTES = 32 << 20
 MOST_PREFERENCES = 65_536
 MOST_PER_CALL = 200
@@ -206,10 +207,11 @@ class SchedulerEndpoint:
         event = HostTurn(
             host_id=client.host_id,
             user_id=client.user_id,
-            reports=heard.returned,
+            reports=heard.returned if client.state != "banned" else [],
             held=held,  # type: ignore[arg-type]  # the fraction done is not said by clients
             offer=offer,
             facts=msgspec.json.encode(facts).decode() if changed else None,
+            gflops=facts.gflops,
         )
         decided: HostAnswer = await self._site.ledger.ask(event)
         self._site.count_rejections(decided.rejections)
@@ -305,6 +307,7 @@ def facts_of(request: SchedulerRequest, catalog: Catalog) -> HostFacts:
         kernel=f"{host.os_name} {host.os_version}".strip(),
         cpu_model=host.model,
         agent_version=f"boinc {version}",
+        gflops=0.0 if host.flops == UNKNOWN_FLOPS else host.flops / 1e9,
     )
 
 

@@ -8,9 +8,9 @@ from starlette.responses import Response
 from distributio.server import host_api
 from distributio.server.problems import Refused, not_found
 from distributio.server.routes import FAR, Answer, Call, body_of
-from distributio.server.serving import Part, file_response, number_in
-from distributio.store import accounts, catalog
-from distributio.store.files import content_key, output_key
+from distributio.server.serving import Part, check_storage, file_response, number_in
+from distributio.store import catalog
+from distributio.store.files import DigestMismatch, content_key, output_key
 from distributio.wire.native import LOG_BYTES, LogAnswer
 from distributio.wire.results_tar import Bounds, verify
 from distributio.wire.tar_blocks import BadResults
@@ -49,7 +49,7 @@ async def put_file(call: Call) -> Response:
     digest = _digest(call.path("digest"))
     part = _part(call, project_id, digest)
     total = number_in(call.request, "upload-length", number_in(call.request, "content-length", 0))
-    await _check_storage(call, project_id, total)
+    await check_storage(site, project_id, total)
     held = await part.take(call.request, total, site.settings.max_file_bytes)
     if held < total:
         return Response(status_code=202, headers={"Upload-Offset": str(held)})
@@ -65,17 +65,6 @@ async def put_file(call: Call) -> Response:
     await site.in_thread(keep)  # content that was here before the claim may have been swept away just then
     await site.in_thread(part.drop)
     return Response(status_code=201)
-
-
-async def _check_storage(call: Call, project_id: int, more: int) -> None:
-    limits = await call.site.read(accounts.limits_of, project_id)
-    limit = limits.get("storage_bytes")
-    if limit is not None:
-        used = (await call.site.read(accounts.usage_of, project_id))["storage_bytes"]
-        if used + more > limit:
-            raise Refused(
-                403, "quota-exceeded", f"{more} bytes more than the {used} stored would pass the limit of {limit}"
-            )
 
 
 # --- hosts ------------------------------------------------------------------------------------------------------
@@ -133,13 +122,16 @@ async def put_output(call: Call) -> Response:
         return Response(status_code=202, headers={"Upload-Offset": str(held)})
 
     def keep() -> None:
-        part.check(digest)
         with part.open() as handle:
             try:
-                verify(handle, Bounds(content_bytes=site.settings.max_output_bytes))
+                found = verify(handle, Bounds(content_bytes=site.settings.max_output_bytes)).digest
             except BadResults as error:
+                part.check(digest)
                 part.drop()
                 raise Refused(422, "bad-output", str(error)) from error
+            if found != digest:
+                part.drop()
+                raise DigestMismatch(f"expected {digest}, but the bytes are {found}: send them again from the start")
             handle.seek(0)
             site.files.put(output_key(task.id, digest), handle)
         part.drop()

@@ -23,7 +23,7 @@ from distributio.server.turns import HostAnswer, HostTurn, Returned, room_for_lo
 from distributio.store import views
 from distributio.store.accounts import KnownHost
 from distributio.store.database import Transaction
-from distributio.store.files import output_key
+from distributio.store.files import DigestMismatch, output_key
 from distributio.wire.native import (
     INLINE_OUTPUT_BYTES,
     LOG_BYTES,
@@ -139,10 +139,12 @@ class TurnEndpoint:
         if turn.facts is not None and turn.facts != facts:
             preflight.check_facts(turn.facts)
             facts = turn.facts
+        # What a banned host brings is done with, and changes nothing.
+        ignored = [report.task for report in turn.reports] if host.state == "banned" else []
         event = HostTurn(
             host_id=host.id,
             user_id=host.user_id,
-            reports=[await self._check(report) for report in turn.reports],
+            reports=[] if ignored else [await self._check(report) for report in turn.reports],
             held=[(held.task, _plain(held.phase, 40), held.fraction) for held in turn.held],
             offer=_offer(facts, turn.want) if turn.want is not None and host.state == "active" else None,
             facts=_encoder.encode(facts).decode() if facts is not host.facts else None,
@@ -155,7 +157,7 @@ class TurnEndpoint:
         self._site.count_rejections(decided.rejections)
         why = [] if decided.sent or turn.want is None else self._why(host, decided)
         return TurnAnswer(
-            acknowledged=decided.acknowledged,
+            acknowledged=decided.acknowledged + ignored,
             assignments=[await self._batches.assignment(each, facts.platform) for each in decided.sent],
             cancel=decided.cancel,
             why_no_work=why,
@@ -198,7 +200,7 @@ class TurnEndpoint:
 
     def _why(self, host: KnownHost, decided: HostAnswer) -> list[Any]:
         if host.state != "active":
-            return [problems.because("host-suspended")]
+            return [problems.because(f"host-{host.state}")]
         codes = sorted(decided.rejections.items(), key=lambda pair: -pair[1])
         return [problems.because(code, count) for code, count in codes] or [problems.because("no-ready-tasks")]
 
@@ -256,10 +258,10 @@ class TurnEndpoint:
         if report.output is not None:
             if size > INLINE_OUTPUT_BYTES or size != report.output_bytes:
                 return "bad-output"
-            if f"sha256:{hashlib.sha256(report.output).hexdigest()}" != report.output_digest:
-                return "digest-mismatch"
             try:
-                verify(io.BytesIO(report.output), Bounds())
+                check_output(report.output, report.output_digest)
+            except DigestMismatch:
+                return "digest-mismatch"
             except BadResults:
                 return "bad-output"
         return None
@@ -268,6 +270,20 @@ class TurnEndpoint:
 def _plain(text: str, most: int) -> str:
     """A host's words, short and without what a database cannot keep."""
     return text.replace("\0", "")[:most]
+
+
+def check_output(data: bytes, digest: str) -> None:
+    """A small results tar as it came. Raises DigestMismatch if it is not the one that was announced, BadResults if it is
+    none."""
+    problem = None
+    try:
+        found = verify(io.BytesIO(data), Bounds()).digest
+    except BadResults as error:
+        problem, found = error, f"sha256:{hashlib.sha256(data).hexdigest()}"
+    if found != digest:
+        raise DigestMismatch(f"expected {digest}, but the bytes are {found}: send them again from the start")
+    if problem is not None:
+        raise problem
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -15,6 +15,7 @@ from distributio.server.intake import ImageError
 from distributio.server.problems import Refused, not_found
 from distributio.server.registry import Access
 from distributio.server.routes import FAR, Answer, Call, json_response
+from distributio.server.serving import check_storage
 from distributio.server.site import Site
 from distributio.server.upstream import Registries
 from distributio.store import accounts, catalog
@@ -83,12 +84,20 @@ async def _import(site: Site, project_id: int, name: str) -> Image:
         )
     except ImageError as error:
         raise _refusal(error) from error
-    return await site.write(_keep, project_id, name, imported)
+    return await _keep_within_limits(site, project_id, name, imported)
 
 
 def _refusal(error: ImageError) -> Refused:
     status, code = _REFUSALS.get(error.code, (422, "image-refused"))
     return Refused(status, code, str(error))
+
+
+async def _keep_within_limits(site: Site, project_id: int, name: str, imported: Imported) -> Image:
+    """Remember an image that was brought in, unless the project may not store that much."""
+    known = await site.read(catalog.image_by_reference, project_id, imported.digest)
+    if known is None:
+        await check_storage(site, project_id, sum(blob.size for blob in imported.blobs))
+    return await site.write(_keep, project_id, name, imported)
 
 
 def _keep(transaction: Transaction, project_id: int, name: str, imported: Imported) -> Image:
@@ -205,7 +214,7 @@ async def import_archive_of(call: Call) -> Answer:
         raise _refusal(error) from error
     finally:
         pipe.cut()
-    kept = await site.write(_keep, project_id, name or canonical_name(imported.reference), imported)
+    kept = await _keep_within_limits(site, project_id, name or canonical_name(imported.reference), imported)
     return json_response(view_of(kept), 201)
 
 

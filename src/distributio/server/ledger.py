@@ -176,6 +176,12 @@ class Ledger:
         self._put(_Waiting(event, answer, None))
         return answer.result()
 
+    def apply(self, events: Sequence[Any]) -> list[Any]:
+        """One turn in the caller's own thread, for a ledger that was not started: whoever brings his own time has it so."""
+        answers, notices = self._apply_with_patience(list(events))
+        self._announce(notices)
+        return answers
+
     def _put(self, waiting: _Waiting) -> None:
         if self._closing:
             raise LedgerClosed(LedgerClosed.__doc__)

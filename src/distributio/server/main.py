@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ import uvicorn
 from distributio.server import boinc_bundle
 from distributio.server import settings as settings_module
 from distributio.server.app import Application
-from distributio.server.daemons import assimilator, deleter, transitioner
+from distributio.server.daemons import assimilator, deleter, forecaster, transitioner, validator
 from distributio.server.daemons.loop import Daemon
 from distributio.server.ledger import Notices
 from distributio.server.settings import Settings, SettingsError
@@ -30,6 +31,7 @@ from distributio.server.site import Site
 
 log = structlog.get_logger("site")
 
+GARBAGE_AFTER = 50_000  # objects made before circles are looked for; Python's own 700 is many times in one turn
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 LISTEN_SECONDS = 0.5  # how long a listener takes to notice that it is to stop
 
@@ -103,6 +105,10 @@ def write_private(path: Path, text: str) -> None:
 
 def run(settings: Settings, site: Site, sockets: list[socket.socket], ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT."""
+    # What is here now stays; a turn of the ledger makes thousands of objects that are gone after it, none of them in circles.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_AFTER, 20, 50)
     with asyncio.Runner(loop_factory=_loop) as runner:
         runner.run(_serve(settings, site, sockets, ready))
 
@@ -178,16 +184,21 @@ def make_daemons(site: Site) -> list[Daemon]:
     hand_over = Daemon("assimilator", lambda: assimilator.step(site), 5.0)
     delete = Daemon("deleter", lambda: deleter.step(site), 10.0)
     timer = Daemon("transitioner", lambda: transitioner.step(site, time.time), 1.0)
+    checker = validator.Checker(site)
+    check = Daemon("validator", checker.step, 1.0, checker.stop)
     sweep = Daemon("sweep", deleter.Sweep(site).step, 60.0)
+    foresee = Daemon("forecaster", forecaster.Forecaster(site, time.time).step, 5.0)
 
     def wake(notices: Notices) -> None:
         if notices.hand_over:
             hand_over.wake()
         if notices.released:
             delete.wake()
+        if notices.checking:
+            check.wake()
 
     site.listeners.append(wake)
-    return [hand_over, delete, timer, sweep]
+    return [hand_over, check, delete, timer, sweep, foresee]
 
 
 def _close_daemons(daemons: list[Daemon]) -> None:

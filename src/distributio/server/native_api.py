@@ -10,6 +10,7 @@ import msgspec
 from starlette.responses import Response, StreamingResponse
 
 import distributio
+from distributio.lifecycle.credit import in_cobblestones, recent_average
 from distributio.lifecycle.model import DECIDED_STATES, JobState
 from distributio.server import explaining, hosting, preflight
 from distributio.server.problems import Refused, not_found
@@ -17,7 +18,7 @@ from distributio.server.routes import FAR, Answer, Call, json_response, whole_nu
 from distributio.server.serving import file_response
 from distributio.server.site import Site
 from distributio.server.submissions import Cancel
-from distributio.store import accounts, views
+from distributio.store import accounts, credit, views
 from distributio.store.files import result_key
 from distributio.wire.native import (
     Attach,
@@ -26,6 +27,7 @@ from distributio.wire.native import (
     JobView,
     Page,
     QuotaView,
+    SiteKey,
     SiteStatus,
     TokenView,
     WhoAmI,
@@ -44,11 +46,15 @@ async def whoami(call: Call) -> WhoAmI:
     """Who the token speaks for."""
     caller = call.caller
     names = {number: name for name, number in caller.projects.items()}
+    earned, kept, shows_name = await call.site.read(credit.of_user, caller.user_id)
     return WhoAmI(
         user=caller.user,
         is_operator=caller.is_operator,
         project=names.get(caller.project_id or 0, ""),
         projects={name: caller.roles[number] for name, number in caller.projects.items()},
+        credit=in_cobblestones(earned),
+        recent_average=recent_average(kept, time.time()),
+        shows_name=shows_name,
     )
 
 
@@ -57,6 +63,12 @@ async def status(call: Call) -> SiteStatus:
     site = call.site
     found = await site.read(views.totals, time.time() - site.settings.away_seconds)
     return SiteStatus(name=site.settings.name, version=distributio.__version__, url=site.url, **found)
+
+
+async def site_key(call: Call) -> SiteKey:
+    """The keys with which the site signs the records of results."""
+    key, *earlier = await call.site.in_thread(call.site.signer.keys)
+    return SiteKey(name=call.site.settings.name, url=call.site.url, key=key, earlier=earlier)
 
 
 async def quota(call: Call) -> QuotaView:

@@ -16,6 +16,11 @@ from distributio.wire.native import Problem
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 
 
+def is_described(route: Route) -> bool:
+    """Whether a route belongs to the native API."""
+    return route.path.startswith(("/api/", "/livez", "/readyz", "/metrics"))
+
+
 @functools.lru_cache(maxsize=4)
 def document(routes: Sequence[Route], url: str) -> bytes:
     """The document for a site at `url`."""
@@ -27,7 +32,7 @@ def document(routes: Sequence[Route], url: str) -> bytes:
     _, components = msgspec.json.schema_components(named, ref_template="#/components/schemas/{name}")
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        if route.path.startswith(("/api/", "/livez", "/readyz", "/metrics")):
+        if is_described(route):
             path = _PARAMETER.sub(r"{\1}", route.path)
             paths.setdefault(path, {})[route.method.lower()] = _operation(route)
     return json.dumps(

@@ -10,7 +10,9 @@ from distributio.lifecycle.dispatch import ALIKE, Offer, Shape, never_fits
 from distributio.lifecycle.model import EXACT, Policy
 from distributio.server.boinc_names import RUNNER as BOINC_RUNNER
 from distributio.server.problems import Refused, because
+from distributio.server.validation import Validators
 from distributio.store.catalog import Image
+from distributio.validators.names import BadValidator
 from distributio.wire.native import LEASE_MARGIN_SECONDS, BatchSubmission, HostFacts, PolicyChoice, Spec
 
 _ABSOLUTE = re.compile(r"^/[^\0]*$")
@@ -30,7 +32,7 @@ class Checked(Struct, frozen=True, kw_only=True):
     warnings: list[str]
 
 
-def check_words(submission: BatchSubmission, most_jobs: int) -> int:
+def check_words(submission: BatchSubmission, most_jobs: int, validators: Validators) -> int:
     """Check what needs no look at the site; return the number of jobs. Raises Refused with every mistake found."""
     spec = submission.spec
     errors: list[str] = []
@@ -58,8 +60,10 @@ def check_words(submission: BatchSubmission, most_jobs: int) -> int:
         errors.append("jobs: the list is empty; a batch has at least one job")
     if count > most_jobs:
         errors.append(f"jobs: {count} are more than the {most_jobs} one submission may have; split it")
-    if submission.policy.validator != EXACT:
-        errors.append(f"policy.validator: {submission.policy.validator!r} is not known; there is: {EXACT}")
+    try:
+        validators.choose(submission.policy.validator)
+    except BadValidator as error:
+        errors.append(f"policy.validator: {error}")
     if submission.policy.alike and submission.policy.alike not in ALIKE:
         errors.append(f"policy.alike: {submission.policy.alike!r} is not known; there is: {', '.join(ALIKE)}")
     errors += _known_answers(submission)
@@ -103,7 +107,7 @@ def check_facts(facts: HostFacts) -> None:
         )
 
 
-def policy_of(choice: PolicyChoice, spec: Spec) -> Policy:
+def policy_of(choice: PolicyChoice, spec: Spec, validators: Validators) -> Policy:
     """The policy a choice means, with the defaults in place. Raises Refused if it can never be met."""
     # Adaptive jobs begin with one copy; the others are made where the host that gets it is not trusted.
     quorum = 1 if choice.adaptive else choice.quorum
@@ -119,7 +123,8 @@ def policy_of(choice: PolicyChoice, spec: Spec) -> Policy:
         max_tasks=choice.max_tasks or max(target, compared) + max(11, errors),
         max_successes=choice.max_successes or max(target, compared) + 5,
         deadline_seconds=choice.deadline_seconds or int(2 * spec.limits.wall_seconds) + LEASE_MARGIN_SECONDS,
-        validator=choice.validator,
+        # With every default in place, so that what is asked for stays what it was when defaults change.
+        validator=validators.choose(choice.validator).text,
         adaptive=choice.adaptive,
         adaptive_quorum=choice.adaptive_quorum,
         alike=choice.alike,

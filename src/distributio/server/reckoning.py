@@ -44,7 +44,7 @@ class Reckoning:
         self._lanes = lanes
         self._now = now
         self._log: dict[Place, list[Event | _Sent]] = defaultdict(list)
-        self._valid: list[tuple[Loaded, Job]] = []
+        self._earning: list[tuple[Loaded, Job]] = []
         self._wrong: set[int] = set()
         self._hosts: list[int] = []  # those that ask for work in this turn
         self._accounts: dict[Place, _Account] = {}
@@ -57,12 +57,15 @@ class Reckoning:
             before, lane = loaded.job, loaded.lane
             if after is before or after.tasks is before.tasks:
                 continue
+            earns = False
             for event in trust.events(before, after, lane.batch_id):
                 self._log[event.host_id, lane.app_id].append(event)
-                if event.deed is Deed.WRONG:
+                if event.deed in trust.VALID:
+                    earns = True
+                elif event.deed is Deed.WRONG:
                     self._wrong.add(event.host_id)
-            if after.canonical_attempt is not None:
-                self._valid.append((loaded, after))
+            if earns:
+                self._earning.append((loaded, after))
 
     def note_sent(self, host_id: int, app_id: int, lease_seconds: float) -> None:
         """A task was sent."""
@@ -108,16 +111,15 @@ class Reckoning:
             save(pairs)
 
     def _settle_credit(self) -> None:
-        earning = [(loaded, after) for loaded, after in self._valid if credit.newly_valid(loaded.job, after)]
-        if not earning:
+        if not self._earning:
             return
-        hosts = {task.host_id for _, after in earning for task in after.tasks if task.host_id is not None}
+        hosts = {task.host_id for _, after in self._earning for task in after.tasks if task.host_id is not None}
         gflops = credit_store.gflops_of(self._transaction, hosts)
         credit_store.record(
             self._transaction,
             [
                 (grant, loaded.lane.project_id, loaded.lane.app_id)
-                for loaded, after in earning
+                for loaded, after in self._earning
                 for grant in credit.grants(
                     loaded.job,
                     after,

@@ -14,6 +14,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from distributio.server.problems import Refused, not_found
 from distributio.server.routes import Call, whole_number
 from distributio.server.site import Site
+from distributio.store import accounts
 from distributio.store.files import DigestMismatch
 
 _RANGE = re.compile(r"^bytes=(\d+)-(\d*)$")
@@ -51,6 +52,18 @@ async def file_response(call: Call, key: str, media_type: str, headers: dict[str
 async def _in_threads(site: Site, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     while (chunk := await site.in_thread(next, chunks, None)) is not None:
         yield chunk
+
+
+async def check_storage(site: Site, project_id: int, more: int) -> None:
+    """Refuse bytes that would pass the project's limit of storage."""
+    limit = (await site.read(accounts.limits_of, project_id)).get("storage_bytes")
+    if limit is None:
+        return
+    used = (await site.read(accounts.usage_of, project_id))["storage_bytes"]
+    if used + more > limit:
+        raise Refused(
+            403, "quota-exceeded", f"{more} bytes more than the {used} stored would pass the limit of {limit}"
+        )
 
 
 class Part:

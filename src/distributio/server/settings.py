@@ -37,6 +37,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     away_seconds: Annotated[float, Meta(gt=0)] = 120.0
     keep_logs_days: Annotated[float, Meta(gt=0)] = 90.0
     keep_unused_files_days: Annotated[float, Meta(gt=0)] = 1.0
+    validator_seconds: Annotated[float, Meta(gt=0, le=3600)] = 60.0
+    validator_memory_bytes: Annotated[int, Meta(ge=128 << 20)] = 1 << 30
+    validator_engine: str = ""
     log_level: str = "info"
     log_format: str = "text"
 
@@ -59,6 +62,9 @@ DESCRIPTIONS: dict[str, str] = {
     "away_seconds": "After how long without a word a host counts as away.",
     "keep_logs_days": "How long the logs of decided jobs are kept.",
     "keep_unused_files_days": "How long content that nothing refers to is kept, so that a broken upload can go on.",
+    "validator_seconds": "How long a validator may look at one output, or at two.",
+    "validator_memory_bytes": "How much memory a validator may use.",
+    "validator_engine": "podman or docker on this machine, for validators that are programs in a container; empty: none.",
     "log_level": "debug, info, warning or error.",
     "log_format": "text or json.",
 }
@@ -105,7 +111,7 @@ def _from_text(name: str, text: str) -> Any:
 def address(settings: Settings) -> tuple[str, int]:
     """Host and port to listen on. Raises SettingsError."""
     host, _, port = settings.listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65_535:
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
         raise SettingsError(f"listen is {settings.listen!r}: it must be ADDRESS:PORT, as in 127.0.0.1:8900")
     return host.strip("[]"), int(port)
 

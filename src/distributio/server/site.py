@@ -14,7 +14,9 @@ from distributio.server import settings as settings_module
 from distributio.server.boinc_state import BoincState
 from distributio.server.hub import Hub
 from distributio.server.ledger import Ledger, Notices
+from distributio.server.presence import Presence
 from distributio.server.settings import Settings
+from distributio.server.signing import Signer
 from distributio.server.submissions import Cancel, Change, Submit, apply_cancels, apply_changes, apply_submissions
 from distributio.server.turns import HostTurn, apply_turns
 from distributio.store import accounts
@@ -46,6 +48,7 @@ class Site:
         self.files = open_files(settings.storage or str(self.data / "store"), self.scratch)
         self.content = Content(self.files, self.scratch)
         self.boinc = BoincState(self.url, self.data, self.database)
+        self.signer = Signer(self.data / "keys")
         self.hub = Hub()
         self.threads = concurrent.futures.ThreadPoolExecutor(THREADS, thread_name_prefix="site")
         self._importing = concurrent.futures.ThreadPoolExecutor(IMPORTS, thread_name_prefix="import")
@@ -62,6 +65,7 @@ class Site:
         self.listeners: list[Callable[[Notices], None]] = [self.hub.notify]
         self.started_at = time.time()
         self.rejections: dict[str, int] = {}
+        self.presence = Presence()
         self._callers: dict[str, tuple[float, Caller]] = {}
         self._hosts: dict[str, tuple[float, KnownHost]] = {}
         self._seen: dict[int, float] = {}
@@ -73,6 +77,7 @@ class Site:
         with self.database.begin() as transaction:
             token = accounts.first_start(transaction, time.time())
         self.boinc.prepare()
+        self.signer.keys()
         return token
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:

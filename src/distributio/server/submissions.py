@@ -12,7 +12,7 @@ from msgspec import Struct
 from distributio.lifecycle import quota
 from distributio.lifecycle.advance import advance, cancelled
 from distributio.lifecycle.dispatch import Shape
-from distributio.lifecycle.model import Job, JobState, Policy, TaskState, new_job
+from distributio.lifecycle.model import FilesState, Job, JobState, Policy, TaskState, new_job
 from distributio.server.ledger import Work
 from distributio.store import accounts, catalog, credit, jobs, queues, trust
 from distributio.wire.native import JobChoice
@@ -223,9 +223,11 @@ def apply_changes(work: Work, events: Sequence[Change]) -> list[list[int]]:
             if after is not each.job:
                 pairs.append((each, after))
         work.save(pairs)
-        if event.drop_outputs and pairs:
-            tasks = [task.id for _, job in pairs for task in job.tasks]
-            work.transaction.run("DELETE FROM outputs WHERE task_id IN (:tasks...)", tasks=tasks)
-            work.transaction.run("DELETE FROM progress WHERE task_id IN (:tasks...)", tasks=tasks)
+        # Outputs that a validator has yet to compare stay.
+        done_with = [job for _, job in pairs if job.files is not FilesState.KEPT]
+        if event.drop_outputs and done_with:
+            tasks = [task.id for job in done_with for task in job.tasks]
+            work.transaction.tell("DELETE FROM outputs WHERE task_id IN (:tasks...)", tasks=tasks)
+            work.transaction.tell("DELETE FROM progress WHERE task_id IN (:tasks...)", tasks=tasks)
         answers.append([after.id for _, after in pairs])
     return answers

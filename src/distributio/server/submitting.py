@@ -5,13 +5,17 @@ import time
 
 import msgspec
 
+from distributio.lifecycle.dispatch import Shape
 from distributio.lifecycle.model import JobState, Policy
 from distributio.server import boinc_apps, boinc_names, images_api, native_api, preflight
 from distributio.server.problems import Refused
 from distributio.server.routes import Answer, Call, json_response
+from distributio.server.site import Site
 from distributio.server.submissions import Submit
+from distributio.server.validation import Validators
 from distributio.store import catalog, views
 from distributio.store.catalog import Image
+from distributio.wire import oci
 from distributio.wire.native import BatchSubmission, JobChoice
 
 _AT_ONCE = 5_000  # jobs of the old batch read at once
@@ -31,9 +35,10 @@ async def _submit(
     image_digest: str = "",
 ) -> Answer:
     site = call.site
-    count = preflight.check_words(submission, site.settings.max_jobs_per_batch)
+    validators = Validators(site.data, site.settings.validator_engine)
+    count = preflight.check_words(submission, site.settings.max_jobs_per_batch, validators)
     spec = submission.spec
-    policy = policy or preflight.policy_of(submission.policy, spec)
+    policy = policy or preflight.policy_of(submission.policy, spec, validators)
     image = None
     if spec.runner.startswith(boinc_names.RUNNER):
         await boinc_apps.check_runner(site, spec.runner.removeprefix(boinc_names.RUNNER))
@@ -45,7 +50,6 @@ async def _submit(
         paths = [f"{each.path}: {each.digest}" for each in spec.inputs if each.digest in missing]
         raise Refused(422, "missing-input", f"the site does not have {', '.join(paths)}", paths)
     shape = preflight.shape_of(spec, image)
-    hosts = await site.read(views.present_hosts, time.time() - site.settings.away_seconds)
     batch_id = await site.ledger.ask(
         Submit(
             project_id=project_id,
@@ -62,12 +66,23 @@ async def _submit(
             input_digests=digests,
             idempotency_key=call.request.headers.get("idempotency-key"),
             request_digest=preflight.digest_of_request(submission),
+            repository=oci.parse_reference(image.reference).name if image else "",
         )
     )
     found = await site.read(views.batch, batch_id)
     assert found is not None
-    found[0].warnings = preflight.warnings_of(shape, policy, hosts)
+    found[0].warnings = await _warnings(site, shape, policy)
     return json_response(found[0], 201)
+
+
+async def _warnings(site: Site, shape: Shape, policy: Policy) -> list[str]:
+    if site.presence.suffices(shape, policy.quorum):
+        return []
+    hosts = await site.read(views.present_hosts, time.time() - site.settings.away_seconds)
+    warnings = preflight.warnings_of(shape, policy, hosts)
+    if not warnings:
+        site.presence.remember(shape, policy.quorum)
+    return warnings
 
 
 async def _image(call: Call, project_id: int, reference: str, digest: str) -> Image:

@@ -6,7 +6,6 @@ reading of the queues.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -15,13 +14,15 @@ from distributio.lifecycle import dispatch, trust
 from distributio.lifecycle.advance import advance, doubted, reported, sent
 from distributio.lifecycle.dispatch import Offer, Shape, Waiting
 from distributio.lifecycle.model import Job, Outcome, Report, TaskState, Validity
+from distributio.server.guests import Guest
 from distributio.server.ledger import Work
 from distributio.store import jobs, queues
 from distributio.store.database import Transaction
 from distributio.wire.native import LOG_BYTES
 
-SLACK = 16  # ready tasks read beyond those wanted, where some may not suit the host; twice as many each time
-MOST_PASSED = 256  # tasks that do not suit a host are passed over before it is sent away
+SLACK = 16  # ready tasks read beyond those wanted, where some did not suit a host; twice as many each time
+MOST_PASSED = 256  # tasks of one rank that do not suit a host are passed over before the next rank is looked at
+MOST_RANKS = 4  # are looked at so before the host is sent away
 
 
 class Returned(Struct, kw_only=True):
@@ -164,22 +165,24 @@ def _call_off(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer])
     if not speaking:
         return
     held_tasks = [task for event, _ in speaking for task, _, _ in event.held or ()]
-    going_on: dict[int, int] = {}
-    if held_tasks:
-        going_on = dict(
-            work.transaction.rows(
-                "SELECT id, host_id FROM tasks WHERE id IN (:ids...) AND state = 'in_progress'", ids=held_tasks
-            )
-        )
     asking = sorted({event.host_id for event, _ in speaking if event.offer is not None or event.is_start})
-    on_hosts: dict[int, list[Sent]] = defaultdict(list)
-    if asking:
-        for host, *place in work.transaction.rows(
+    named, leased = work.transaction.several(
+        (
+            "SELECT tasks.id, host_id, phase, fraction FROM tasks LEFT JOIN progress ON progress.task_id = tasks.id "
+            "WHERE tasks.id IN (:ids...) AND state = 'in_progress'",
+            {"ids": held_tasks},
+        ),
+        (
             "SELECT host_id, tasks.id, job_id, attempt, batch_id, position, choice, deadline_at FROM tasks "
             "JOIN jobs ON jobs.id = tasks.job_id WHERE host_id IN (:hosts...) AND tasks.state = 'in_progress'",
-            hosts=asking,
-        ):
-            on_hosts[host].append(Sent(*place))
+            {"hosts": asking},
+        ),
+    )
+    going_on = {task: host for task, host, _, _ in named}
+    said = {task: (phase, fraction) for task, _, phase, fraction in named}
+    on_hosts: dict[int, list[Sent]] = defaultdict(list)
+    for host, *place in leased:
+        on_hosts[host].append(Sent(*place))
     lost: list[tuple[int, int]] = []
     for event, answer in speaking:
         held = {task for task, _, _ in event.held or ()}
@@ -192,7 +195,7 @@ def _call_off(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer])
             else:
                 answer.sent += missing
     _abandon(work, lost)
-    _note_progress(work, speaking)
+    _note_progress(work, speaking, said)
 
 
 def _abandon(work: Work, lost: list[tuple[int, int]]) -> None:
@@ -206,12 +209,17 @@ def _abandon(work: Work, lost: list[tuple[int, int]]) -> None:
     work.save([(loaded[job_id], advance(job, work.now)) for job_id, job in after.items()])
 
 
-def _note_progress(work: Work, speaking: Iterable[tuple[HostTurn, HostAnswer]]) -> None:
+def _note_progress(
+    work: Work, speaking: Iterable[tuple[HostTurn, HostAnswer]], said: dict[int, tuple[str | None, float | None]]
+) -> None:
+    """Write down what has changed since `said`."""
     rows: list[tuple[object, ...]] = []
     for event, answer in speaking:
         called_off = set(answer.cancel)
         rows += [
-            (task, phase, fraction, work.now) for task, phase, fraction in event.held or () if task not in called_off
+            (task, phase, fraction, work.now)
+            for task, phase, fraction in event.held or ()
+            if task not in called_off and said.get(task) != (phase, fraction)
         ]
     if rows:
         work.transaction.insert_many(
@@ -235,13 +243,13 @@ class _Supply:
         self._classes: dict[int, str] = {}  # of hosts, that a copy chosen in this turn has fixed for its job
         self._lanes: dict[int, jobs.Lane] = {}
         self._dry = False
-        self._slack = SLACK
+        self._slack = 0  # what does not suit is only known once it is read
 
     def place(self) -> tuple[int, int]:
         """Rank and number of the next task, as far as the queue has been read."""
         return (self._in_hand[0].rank, self._in_hand[0].task_id) if self._in_hand else self._place
 
-    def take(self, guest: "_Guest", most: int, rejections: dict[str, int]) -> list[jobs.Candidate]:
+    def take(self, guest: Guest, most: int, rejections: dict[str, int]) -> list[jobs.Candidate]:
         """At most `most` tasks this host may have."""
         taken: list[jobs.Candidate] = []
         passed: list[jobs.Candidate] = []
@@ -261,14 +269,22 @@ class _Supply:
             else:
                 rejections[why_not] = rejections.get(why_not, 0) + 1
                 passed.append(candidate)
-                if len(passed) >= MOST_PASSED:
-                    break
+                if len(passed) % MOST_PASSED == 0:
+                    if len(passed) >= MOST_RANKS * MOST_PASSED:
+                        break
+                    self._skip(candidate.rank)
         self._in_hand = passed + self._in_hand
         return taken
 
+    def _skip(self, rank: int) -> None:
+        """So many of one rank do not suit: what stands behind them is not to wait for them."""
+        self._in_hand = [each for each in self._in_hand if each.rank > rank]
+        if not self._dry and self._place[0] <= rank:
+            self._place = (rank + 1, 0)
+
     def _read(self, wanted: int) -> bool:
-        most = max(wanted, self._expected) + (self._slack if self._twins else 0)
-        self._slack *= 2
+        most = max(wanted, self._expected) + self._slack
+        self._slack = min(max(SLACK, 2 * self._slack), MOST_PASSED)
         found = jobs.claim(self._work.transaction, self._queue.queue_id, self._place, most)
         self._dry = len(found) < most
         if not found:
@@ -295,73 +311,6 @@ class _Supply:
         return True
 
 
-class _Guest:
-    """A host that asks for work, and what its standing allows."""
-
-    def __init__(self, work: Work, event: HostTurn, offer: Offer) -> None:
-        self._work = work
-        self._host_id = event.host_id
-        self._user_id = event.user_id
-        self._offer = offer
-        self._room: dict[int, list[Any]] = {}  # by app: how many more, why no more, the standing
-
-    def is_kept_from(self, lane: jobs.Lane) -> str | None:
-        """Why its standing keeps it from the tasks of a batch, or None."""
-        room = self._room.get(lane.app_id)
-        if room is None:
-            standing = self._work.reckoning.standing(self._host_id, lane.app_id)
-            most, code = trust.room(standing, self._offer.cpus, self._work.now)
-            room = self._room[lane.app_id] = [most, code, standing]
-        if room[0] <= 0:
-            return str(room[1])
-        if room[2].failures and trust.is_failing(room[2], lane.batch_id, self._work.now):
-            return "host-failing-batch"
-        return None
-
-    def may_have(
-        self,
-        candidate: jobs.Candidate,
-        lane: jobs.Lane,
-        twins: Sequence[dispatch.Held],
-        classes: dict[int, str],
-    ) -> str | None:
-        """Why the other copies of a job keep the host from this one, or None. `classes` has the class of hosts that copies
-        chosen in this turn have fixed."""
-        if lane.policy.alike:
-            mine = dispatch.class_of(lane.policy.alike, self._offer.platform, self._offer.cpu_model)
-            if mine != (candidate.alike or classes.get(candidate.job_id, mine)):
-                return "host-unlike"
-            classes[candidate.job_id] = mine
-        if not twins:
-            return None
-        now = self._work.now
-        why_not = dispatch.may_have(twins, self._host_id, self._user_id, candidate.quorum, now)
-        if why_not is not None:
-            return why_not
-        late = dispatch.late_seconds(twins, max(candidate.quorum, lane.policy.target_tasks), now)
-        return None if late is None or self._may_hurry(candidate, lane, late) else "host-not-proven"
-
-    def _may_hurry(self, candidate: jobs.Candidate, lane: jobs.Lane, late: float) -> bool:
-        if not trust.may_hurry(self._room[lane.app_id][2], late):
-            return False
-        alone = lane.policy.adaptive and candidate.quorum < lane.policy.adaptive_quorum
-        return not alone or self._work.reckoning.may_work_alone(self._host_id, lane.app_id, candidate.job_id)
-
-    def took(self, app_id: int) -> None:
-        """It got a task of this app."""
-        self._room[app_id][0] -= 1
-
-    def holds(self) -> dispatch.Held:
-        """Its copy, as others see it."""
-        return dispatch.Held(
-            host_id=self._host_id,
-            user_id=self._user_id,
-            outcome=Outcome.NONE,
-            received_at=None,
-            sent_at=self._work.now,
-        )
-
-
 def _find_work(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer]) -> None:
     asking = [
         (event, answer)
@@ -384,7 +333,7 @@ def _find_work(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer]
     chosen: list[tuple[HostTurn, HostAnswer, jobs.Candidate]] = []
     for event, answer in asking:
         assert event.offer is not None
-        guest = _Guest(work, event, event.offer)
+        guest = Guest(work, event.host_id, event.user_id, event.offer)
         chosen += [(event, answer, candidate) for candidate in _choose(guest, event.offer, answer, supplies, shares)]
     _send(work, chosen)
     shares.save(work.transaction, work.now)
@@ -397,7 +346,7 @@ def _lending(transaction: Transaction, host_ids: list[int]) -> set[int]:
 
 
 def _choose(
-    guest: _Guest, offer: Offer, answer: HostAnswer, supplies: dict[int, _Supply], shares: queues.Shares
+    guest: Guest, offer: Offer, answer: HostAnswer, supplies: dict[int, _Supply], shares: queues.Shares
 ) -> list[jobs.Candidate]:
     chosen: list[jobs.Candidate] = []
     exhausted: set[int] = set()

@@ -260,6 +260,7 @@ def attach_host(transaction: Transaction, user_id: int, facts: HostFacts, now: f
         state="active",
         created_at=now,
         last_seen_at=now,
+        gflops=facts.gflops,
     )
     return public_id, key
 
@@ -287,6 +288,16 @@ def host_by_public_id(transaction: Transaction, public_id: str) -> KnownHost | N
 def detach_host(transaction: Transaction, host_id: int) -> None:
     """Forget a host's key. Its past stays; what it holds is given back by the caller."""
     transaction.run("UPDATE hosts SET state = 'detached', key_hash = '' WHERE id = :id", id=host_id)
+
+
+def set_host_state(transaction: Transaction, host_id: int, state: str, ban_reason: str = "") -> None:
+    """Ban a host for a reason, or let it work again."""
+    transaction.run(
+        "UPDATE hosts SET state = :state, ban_reason = :reason WHERE id = :id",
+        state=state,
+        reason=ban_reason,
+        id=host_id,
+    )
 
 
 def hosts_seen(transaction: Transaction, seen: dict[int, float]) -> None:

@@ -21,7 +21,7 @@ import sqlalchemy
 import sqlalchemy.pool
 from sqlalchemy import BigInteger, Boolean, Float, Integer, LargeBinary, Text
 
-from distributio.store import schema
+from distributio.store import schema, sqlite, steps
 
 Row = tuple[Any, ...]
 
@@ -36,16 +36,6 @@ _ARRAY_TYPES: dict[type, str] = {
     LargeBinary: "bytea[]",
 }
 REST_SECONDS = 2.0  # a connection unused for longer is tried before it is used
-SQLITE_PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",  # NORMAL would lose answered requests with the power
-    "PRAGMA foreign_keys = ON",
-    "PRAGMA busy_timeout = 30000",
-    "PRAGMA cache_size = -65536",
-    "PRAGMA temp_store = MEMORY",
-    "PRAGMA mmap_size = 268435456",
-    "PRAGMA wal_autocheckpoint = 4000",
-)
 
 
 class StoreError(Exception):
@@ -244,7 +234,12 @@ class Database:
         if self.is_postgresql:
             target = "postgresql+psycopg://" + url.split("://", 1)[1]
             self._engine = sqlalchemy.create_engine(
-                target, pool_size=connections, max_overflow=8, pool_recycle=1800, pool_reset_on_return=None
+                target,
+                pool_size=connections,
+                max_overflow=8,
+                pool_recycle=1800,
+                pool_reset_on_return=None,
+                pool_use_lifo=True,
             )
             sqlalchemy.event.listen(self._engine, "checkout", _check_after_rest)
             sqlalchemy.event.listen(self._engine, "checkin", _note_use)
@@ -257,7 +252,7 @@ class Database:
                 max_overflow=8,
                 connect_args={"check_same_thread": False, "isolation_level": None, "cached_statements": 512},
             )
-            sqlalchemy.event.listen(self._engine, "connect", _prepare_sqlite)
+            sqlalchemy.event.listen(self._engine, "connect", sqlite.prepare)
         else:
             raise StoreError(f"{url!r} names no database: use sqlite:///PATH or postgresql://USER@HOST/NAME")
         # SQLite has one writer: waiting for each other here is fairer and faster than its busy loop.
@@ -296,6 +291,7 @@ class Database:
             is_lost = self.is_postgresql and driver.closed
             if is_lost:
                 connection.invalidate()
+                self._engine.dispose()  # what else rests in the pool was lost with it
             told = _told(error, is_lost)
             if told is None:
                 raise
@@ -349,38 +345,16 @@ class Database:
     def migrate(self, revision: str = "head") -> None:
         """Bring the tables up to date (or to `revision`); nothing happens when they are. A step is taken whole or not at
         all."""
-        from alembic import command
-        from alembic.config import Config
-        from alembic.util import CommandError
-
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         try:
-            with self._engine.connect() as connection:
-                config.attributes["connection"] = connection
-                if not self.is_postgresql:
-                    # A table that is made anew is dropped first, which must not take what refers to it along.
-                    connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                try:
-                    if revision == "head":
-                        command.upgrade(config, revision)
-                    else:
-                        command.downgrade(config, revision)
-                finally:
-                    # This connection is not as the others are.
-                    connection.invalidate()
-        except CommandError as error:
+            steps.take(self._engine, revision)
+        except steps.UnknownStep as error:
             raise StoreError(f"the tables are not of this release ({error}): run the release that made them") from error
         except (sqlalchemy.exc.OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
             raise DatabaseUnavailable(f"the database does not answer: {error}") from error
 
     def revision(self) -> str | None:
         """The migration the tables are at."""
-        from alembic.runtime.migration import MigrationContext
-
-        with self._engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+        return steps.current(self._engine)
 
     @property
     def engine(self) -> sqlalchemy.Engine:
@@ -463,8 +437,3 @@ def _roll_back(driver: Any) -> None:
     except (sqlite3.Error, psycopg.Error):
         # The connection is lost, and with it the transaction: the first error is the one to tell.
         return
-
-
-def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    for pragma in SQLITE_PRAGMAS:
-        connection.execute(pragma)

@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -165,7 +166,6 @@ class LocalFiles:
         self.root = root.absolute()
         self._tmp = self.root / "tmp"
         self._tmp.mkdir(parents=True, exist_ok=True)
-        self._folders: set[str] = set()
 
     def is_local(self) -> bool:
         """Yes."""
@@ -184,16 +184,19 @@ class LocalFiles:
         return size
 
     def put_many(self, items: list[tuple[str, bytes]]) -> None:
-        """See Files. One sync of the file system makes all of them durable: cheaper than one for each."""
+        """See Files. A sync of the file system serves all of them: cheaper than one for each. The first is before the
+        renames, so that a name never stands for less than its bytes, whenever the power goes."""
+        if not items:
+            return
+        mine = f".{os.getpid()}-{threading.get_ident()}.part"  # others may put the same at the same time
         with room():
-            for key, data in items:
-                target = self._target(key)
-                temporary = f"{target}.part"
-                with open(temporary, "wb", buffering=0) as handle:
-                    handle.write(data)
-                os.rename(temporary, target)
-            if items:
-                _sync_file_system(self.root)
+            targets = [f"{self.root}/{key}" for key, _ in items]
+            for target, (_, data) in zip(targets, items, strict=True):
+                _write(target + mine, data)
+            _sync_file_system(self.root)
+            for target in targets:
+                os.rename(target + mine, target)
+            _sync_file_system(self.root)
 
     def exists(self, key: str) -> bool:
         """See Files."""
@@ -248,19 +251,10 @@ class LocalFiles:
         """Put a finished temporary file where it belongs, durably."""
         handle.flush()
         os.fsync(handle.fileno())
-        target = self._target(key)
+        target = f"{self.root}/{key}"
+        _make_folder(os.path.dirname(target))
         os.rename(name, target)
         _sync_folder(os.path.dirname(target))
-
-    def _target(self, key: str) -> str:
-        folder, _, name = key.rpartition("/")
-        place = f"{self.root}/{folder}"
-        if folder not in self._folders or not os.path.isdir(place):
-            os.makedirs(place, exist_ok=True)
-            if len(self._folders) > 10_000:
-                self._folders.clear()
-            self._folders.add(folder)
-        return f"{place}/{name}"
 
 
 class _LocalWriter:
@@ -299,6 +293,31 @@ def checked(hexadecimal: str, expected: str | None) -> str:
     if expected is not None and expected != digest:
         raise DigestMismatch(f"expected {expected}, but the bytes are {digest}: they were damaged on the way")
     return digest
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        os.makedirs(folder, exist_ok=True)
+
+
+def _write(path: str, data: bytes) -> None:
+    """Write a small file, and its folder before it if need be."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        _make_folder(os.path.dirname(path))
+        descriptor = os.open(path, flags, 0o666)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: str) -> None:

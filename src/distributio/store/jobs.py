@@ -270,7 +270,7 @@ def save(transaction: Transaction, new_ids: NewIds, pairs: Sequence[tuple[Loaded
                         task.outcome,
                         task.validity,
                         lane.queue_id,
-                        -lane.priority,
+                        -lane.priority - 1,  # what is begun comes before what is not
                     )
                 )
                 next_id += 1

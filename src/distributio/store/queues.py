@@ -56,7 +56,7 @@ def shape_of(text: str) -> Shape:
 def queue_for(transaction: Transaction, project_id: int, shape: Shape) -> int:
     """The project's queue for tasks of this shape, made if it is the first."""
     text = msgspec.json.encode(shape, order="sorted").decode()
-    transaction.run(
+    transaction.tell(
         "INSERT INTO queues (project_id, shape) VALUES (:project, :shape) ON CONFLICT (project_id, shape) DO NOTHING",
         project=project_id,
         shape=text,

@@ -273,6 +273,12 @@ batches = Table(
     UniqueConstraint("project_id", "idempotency_key"),
     Index(None, "project_id", "id"),
     Index(None, "image_id"),
+    Index(
+        "ix_batches_going_on",
+        "id",
+        sqlite_where=text("ended_at IS NULL"),
+        postgresql_where=text("ended_at IS NULL"),
+    ),
 )
 
 batch_files = Table(
@@ -313,6 +319,32 @@ jobs = Table(
     Index(
         "ix_jobs_checking", "id", sqlite_where=text("state = 'checking'"), postgresql_where=text("state = 'checking'")
     ),
+    Index(  # an output that came too late to be compared before the hand-over
+        "ix_jobs_late",
+        "id",
+        sqlite_where=text("hand_over = 'done' AND files = 'kept'"),
+        postgresql_where=text("hand_over = 'done' AND files = 'kept'"),
+    ),
+)
+
+# What a validator said of two attempts that do not agree, or (other is -1) of one that it cannot read.
+check_notes = Table(
+    "check_notes",
+    metadata,
+    Column("job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("other", Integer, primary_key=True, autoincrement=False),
+    Column("words", Text, nullable=False),
+)
+
+# Jobs on which a validator failed: when it is tried again.
+check_delays = Table(
+    "check_delays",
+    metadata,
+    Column("job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("tries", Integer, nullable=False),
+    Column("until", Float, nullable=False),
+    Column("words", Text, nullable=False),
 )
 
 tasks = Table(
@@ -325,7 +357,7 @@ tasks = Table(
     Column("outcome", Text, nullable=False),
     Column("validity", Text, nullable=False),
     Column("queue_id", Id, nullable=False),
-    Column("rank", Integer, nullable=False),  # minus the priority: lowest first
+    Column("rank", Integer, nullable=False),  # lowest first: minus the priority, and one less for copies made later
     Column("host_id", Id),
     Column("user_id", Id),
     Column("sent_at", Float),

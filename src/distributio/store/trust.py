@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from distributio.lifecycle.trust import Standing
 from distributio.store.database import Transaction
@@ -98,6 +99,55 @@ def undecided_with(transaction: Transaction, host_id: int) -> list[int]:
         host=host_id,
     )
     return sorted(row[0] for row in rows)
+
+
+def done_alone_by(transaction: Transaction, host_id: int, since: float) -> dict[int, list[tuple[int, str | None]]]:
+    """Jobs that were accepted on this host's word alone since an instant, and are not done again yet: by batch, number and
+    choice. Looks through all tasks."""
+    found: dict[int, list[tuple[int, str | None]]] = {}
+    for batch, job, choice in transaction.rows(
+        "SELECT batch_id, jobs.id, choice FROM tasks JOIN jobs ON jobs.id = tasks.job_id "
+        "WHERE tasks.host_id = :host AND tasks.validity = 'valid' AND canonical_attempt = tasks.attempt "
+        "AND quorum = 1 AND expect IS NULL AND decided_at >= :since "
+        "AND NOT EXISTS (SELECT 1 FROM rechecks WHERE rechecks.job_id = jobs.id) ORDER BY batch_id, position",
+        host=host_id,
+        since=since,
+    ):
+        found.setdefault(batch, []).append((job, choice))
+    return found
+
+
+def link_rechecks(transaction: Transaction, job_ids: list[int], batch_id: int) -> None:
+    """Remember that these jobs are done again by the jobs of a batch, in its order."""
+    again = transaction.rows("SELECT id FROM jobs WHERE batch_id = :batch ORDER BY position", batch=batch_id)
+    pairs = [(job, row[0]) for job, row in zip(job_ids, again, strict=True)]
+    transaction.insert_many("rechecks", ("job_id", "by_job_id"), pairs, "ON CONFLICT (job_id) DO NOTHING")
+
+
+_RECHECK = (
+    "SELECT first.batch_id, first.position, again.batch_id, again.position, hosts.public_id, again.state, "
+    "coalesce(old.output_digest, ''), coalesce(new.output_digest, '') FROM rechecks "
+    "JOIN jobs AS first ON first.id = rechecks.job_id JOIN jobs AS again ON again.id = rechecks.by_job_id "
+    "JOIN tasks AS old ON old.job_id = first.id AND old.attempt = first.canonical_attempt "
+    "LEFT JOIN hosts ON hosts.id = old.host_id "
+    "LEFT JOIN tasks AS new ON new.job_id = again.id AND new.attempt = again.canonical_attempt "
+)
+
+
+def rechecks_of_batch(transaction: Transaction, batch_id: int, after: int, most: int) -> list[tuple[Any, ...]]:
+    """The jobs of a batch that are done again, behind a position: places, host, state, both digests."""
+    return transaction.rows(
+        f"{_RECHECK} WHERE first.batch_id = :batch AND first.position > :after ORDER BY first.position LIMIT :most",
+        batch=batch_id,
+        after=after,
+        most=most,
+    )
+
+
+def recheck_of_job(transaction: Transaction, job_id: int) -> tuple[str, bool] | None:
+    """How the re-check of a job stands: its state, and whether the outputs are the same."""
+    row = transaction.one(f"{_RECHECK} WHERE first.id = :job", job=job_id)
+    return (str(row[5]), row[6] == row[7]) if row else None
 
 
 def seed(transaction: Transaction) -> str:

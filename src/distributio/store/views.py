@@ -6,16 +6,30 @@ from typing import Any
 
 import msgspec
 
+from distributio.lifecycle.credit import believed_gflops, in_cobblestones, recent_average
 from distributio.lifecycle.model import DECIDED_STATES, JobState
+from distributio.lifecycle.reasons import because
+from distributio.lifecycle.trust import Standing, is_trusted
+from distributio.store import trust
 from distributio.store.database import Transaction
-from distributio.wire.native import BatchView, HostFacts, HostView, JobChoice, JobView, Spec, TaskView
+from distributio.wire.native import (
+    BatchView,
+    Because,
+    HostAppView,
+    HostFacts,
+    HostView,
+    JobChoice,
+    JobView,
+    Spec,
+    TaskView,
+)
 
 _STATES = tuple(state.value for state in JobState)
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _BATCH = (
     "SELECT batches.id, projects.name, batches.name, users.name, batches.created_at, ended_at, job_count, "
     "waiting, running, checking, done, failed, cancelled, priority, labels, spec, policy, images.digest, "
-    "batches.project_id FROM batches JOIN projects ON projects.id = batches.project_id "
+    "batches.project_id, eta_at FROM batches JOIN projects ON projects.id = batches.project_id "
     "JOIN users ON users.id = batches.user_id LEFT JOIN images ON images.id = batches.image_id "
 )
 _JOB = (
@@ -26,8 +40,8 @@ _JOB = (
 _TASK = (
     "SELECT job_id, tasks.id, attempt, tasks.state, outcome, validity, hosts.public_id, sent_at, deadline_at, "
     "received_at, exit_code, cause, output_digest, output_bytes, wall_seconds, cpu_seconds, memory_bytes, "
-    "progress.fraction, progress.phase FROM tasks LEFT JOIN hosts ON hosts.id = tasks.host_id "
-    "LEFT JOIN progress ON progress.task_id = tasks.id "
+    "progress.fraction, progress.phase, credit_grants.credit FROM tasks LEFT JOIN hosts ON hosts.id = tasks.host_id "
+    "LEFT JOIN progress ON progress.task_id = tasks.id LEFT JOIN credit_grants ON credit_grants.task_id = tasks.id "
 )
 
 
@@ -71,6 +85,7 @@ def _batch(row: tuple[Any, ...]) -> BatchView:
         image_digest=row[17] or "",
         spec=spec,
         policy=json.loads(row[16]),
+        eta_at=row[19] if not ended else None,
     )
 
 
@@ -116,6 +131,7 @@ def _task(row: tuple[Any, ...]) -> TaskView:
         memory_bytes=row[16] or 0,
         progress=row[17] if row[3] == "in_progress" else None,
         phase=(row[18] or "") if row[3] == "in_progress" else "",
+        credit=in_cobblestones(row[19] or 0),
     )
 
 
@@ -269,10 +285,12 @@ def host_views(
         where, values = "public_id = :public_id", {"public_id": public_id}  # type: ignore[dict-item]
     rows = transaction.rows(
         "SELECT public_id, name, state, facts, created_at, last_seen_at, tasks_done, tasks_failed, "
-        "(SELECT count(*) FROM tasks WHERE tasks.host_id = hosts.id AND tasks.state = 'in_progress') "
+        "(SELECT count(*) FROM tasks WHERE tasks.host_id = hosts.id AND tasks.state = 'in_progress'), "
+        "id, credit, credit_kept, gflops, ban_reason "
         f"FROM hosts WHERE {where} ORDER BY hosts.id",
         **values,
     )
+    earned = trust.apps_of(transaction, [row[9] for row in rows])
     views = []
     for row in rows:
         facts = msgspec.json.decode(row[3], type=HostFacts)
@@ -292,9 +310,40 @@ def host_views(
                 running=int(row[8]),
                 done=int(row[6]),
                 failed=int(row[7]),
+                credit=in_cobblestones(row[10]),
+                recent_average=recent_average(row[11], now),
+                gflops=believed_gflops(row[12]),
+                ban_reason=row[13],
+                why_idle=_why_idle(row[2], [standing for _, _, standing in earned.get(row[9], ())]),
+                apps=[_app(*app, now) for app in earned.get(row[9], ())],
             )
         )
     return views
+
+
+def _why_idle(state: str, standings: list[Standing]) -> list[Because]:
+    counts = {f"host-{state}": 1} if state in ("banned", "suspended") else {}
+    if aside := sum(standing.is_set_aside for standing in standings):
+        counts["host-set-aside"] = aside
+    reasons = [because(code, count) for code, count in counts.items()]
+    return [Because(code=b.code, sentence=b.sentence, advice=b.advice, count=b.count) for b in reasons]
+
+
+def _app(runner: str, repository: str, standing: Standing, now: float) -> HostAppView:
+    resting = standing.is_set_aside and standing.rest_until > now
+    return HostAppView(
+        runner=runner,
+        repository=repository,
+        trusted=is_trusted(standing),
+        consecutive_valid=standing.consecutive_valid,
+        error_rate=standing.error_rate,
+        allowance=standing.allowance,
+        set_aside=standing.is_set_aside,
+        rest_until=standing.rest_until if resting else None,
+        valid=standing.valid,
+        wrong=standing.wrong,
+        errors=standing.errors,
+    )
 
 
 def present_hosts(transaction: Transaction, since: float) -> list[HostFacts]:

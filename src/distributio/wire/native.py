@@ -131,6 +131,7 @@ class BatchView(Struct, kw_only=True):
     image_digest: str
     spec: Spec
     policy: dict[str, Any]
+    eta_at: float | None = None  # when it may end, as it looks now
     warnings: list[str] = []  # from the preflight, in the answer to a submission only
 
 
@@ -155,6 +156,7 @@ class TaskView(Struct, kw_only=True):
     memory_bytes: int
     progress: float | None = None
     phase: str = ""  # what its host last said it is doing: "fetching", "running", "suspended"
+    credit: float = 0.0  # what it earned, in cobblestones; filled when one job is asked for
 
 
 class JobView(Struct, kw_only=True):
@@ -222,12 +224,28 @@ class ImageImport(Struct, frozen=True, kw_only=True):
     refresh: bool = False  # look again even if the tag is known
 
 
+class HostAppView(Struct, kw_only=True):
+    """What a host has earned with an app: a runner and an image repository, over all tags and batches."""
+
+    runner: str
+    repository: str
+    trusted: bool  # whether it is believed without a second copy, spot checks apart
+    consecutive_valid: int
+    error_rate: float
+    allowance: int  # tasks a day and processor
+    set_aside: bool  # whether it gets one task at a time until one is good
+    rest_until: float | None
+    valid: int
+    wrong: int
+    errors: int
+
+
 class HostView(Struct, kw_only=True):
     """A host as its owner and the operator see it."""
 
     id: str  # public id
     name: str
-    state: str  # "active", "away", "suspended", "detached"
+    state: str  # "active", "away", "suspended", "banned", "detached"
     platform: str
     cpus: int
     memory_bytes: int
@@ -239,6 +257,54 @@ class HostView(Struct, kw_only=True):
     done: int
     failed: int
     why_idle: list[Because] = []
+    credit: float = 0.0  # in cobblestones: 200 are a day of a machine of one GFLOPS
+    recent_average: float = 0.0  # cobblestones a day, halving each week
+    gflops: float = 0.0  # of one processor, as believed
+    ban_reason: str = ""
+    apps: list[HostAppView] = []
+
+
+class HostChange(Struct, frozen=True, kw_only=True):
+    """What the operator says of a host. What a host that is banned did alone in the last days is done again elsewhere."""
+
+    state: str  # "banned" or "active"
+    reason: Annotated[str, Meta(max_length=500)] = ""
+    recheck_days: Annotated[float, Meta(ge=0, le=3650)] = 30.0
+
+
+class HostChanged(Struct, kw_only=True):
+    """A host after a change, and the batches of jobs that are done again. Some could not be, for the reasons given."""
+
+    host: HostView
+    rechecks: list[int] = []
+    not_rechecked: dict[str, int] = {}
+
+
+class Recheck(Struct, kw_only=True):
+    """A job of a batch that is done again because its host was banned. `agrees` is null until it is over."""
+
+    job: str
+    again: str
+    host: str | None
+    state: str
+    agrees: bool | None
+    digest: str
+    digest_again: str
+
+
+class Leader(Struct, kw_only=True):
+    """Someone who gives computing time. `name` is empty for those who have not agreed to be named."""
+
+    rank: int
+    name: str
+    credit: float
+    recent_average: float
+
+
+class PersonChange(Struct, frozen=True, kw_only=True):
+    """What a person says of themselves."""
+
+    shows_name: bool  # whether the leaderboard names them
 
 
 class TokenView(Struct, kw_only=True):
@@ -258,6 +324,9 @@ class WhoAmI(Struct, kw_only=True):
     is_operator: bool
     project: str
     projects: dict[str, str]  # name to role
+    credit: float = 0.0  # of all the person's hosts, in cobblestones
+    recent_average: float = 0.0
+    shows_name: bool = False  # whether the leaderboard names them
 
 
 class QuotaView(Struct, kw_only=True):
@@ -325,6 +394,15 @@ class SiteStatus(Struct, kw_only=True):
     tasks_ready: int
     hosts_active: int
     hosts_total: int
+
+
+class SiteKey(Struct, kw_only=True):
+    """The keys with which a site signs the records of results: the present one, and those before it that still count."""
+
+    name: str
+    url: str
+    key: str  # "ed25519:" and base64
+    earlier: list[str] = []
 
 
 # --- agents -----------------------------------------------------------------------------------------------------

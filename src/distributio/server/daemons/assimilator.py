@@ -5,21 +5,23 @@ released in the transaction that notes the hand-over.
 """
 
 from collections import defaultdict
-from typing import Any
 
 import msgspec
+import structlog
 
-import distributio
 from distributio.lifecycle.advance import advance, files_deleted, handed_over
 from distributio.lifecycle.model import Job
+from distributio.server import records
 from distributio.server.site import Site
 from distributio.server.submissions import Change
-from distributio.store import jobs, views
+from distributio.store import checks, jobs, views
 from distributio.store.database import Transaction
 from distributio.store.files import output_key, result_key
-from distributio.wire.native import JobChoice, JobView, Spec
+from distributio.wire.native import INLINE_OUTPUT_BYTES, JobView
 
-MOST = 200
+log = structlog.get_logger("assimilator")
+
+MOST = 500
 
 
 def step(site: Site) -> bool:
@@ -31,15 +33,15 @@ def step(site: Site) -> bool:
             ready = jobs.to_hand_over(transaction, MOST)
             if not ready:
                 return False
-            material = gather(transaction, ready)
-        _write(site, material)
-        plain = [each.number for each in material if not each.uploaded]
-        others = [each.number for each in material if each.uploaded]
+            material = gather(transaction, ready, {"name": site.settings.name, "url": site.url})
+        written = _write(site, material)
+        plain = [each.number for each in written if not each.uploaded]
+        others = [each.number for each in written if each.uploaded]
         if plain:
             site.ledger.call(Change(job_ids=plain, event=_over_and_gone, drop_outputs=True))
         if others:
             site.ledger.call(Change(job_ids=others, event=handed_over, drop_outputs=True))
-    return len(ready) == MOST
+    return len(written) == MOST
 
 
 def _over_and_gone(job: Job) -> Job:
@@ -53,15 +55,16 @@ class Material(msgspec.Struct, kw_only=True):
 
     number: int
     view: JobView
-    record: bytes
+    statement: bytes  # the record, not signed yet
     log: bytes
     output: bytes | None  # the canonical tar, where it is kept in the database
     canonical: tuple[int, str] | None  # its task and digest, where it was uploaded
+    output_bytes: int
     uploaded: bool  # whether any task of the job has a file in the store
 
 
-def gather(transaction: Transaction, numbers: list[int]) -> list[Material]:
-    """Read all that is handed over for these jobs."""
+def gather(transaction: Transaction, numbers: list[int], site: dict[str, str]) -> list[Material]:
+    """Read all that is handed over for these jobs, in the name of a site."""
     found = views.jobs_by_number(transaction, numbers)
     task_ids = [task.id for view, _, _ in found.values() for task in view.tasks]
     outputs = {
@@ -74,7 +77,7 @@ def gather(transaction: Transaction, numbers: list[int]) -> list[Material]:
     ):
         logs[task].append(bytes(data))
     batches = {
-        row[0]: row[1:]
+        row[0]: records.batch_of(row[1], row[2], row[3], row[4], row[5], site)
         for row in transaction.rows(
             "SELECT batches.id, spec, policy, images.digest, images.platforms, users.name FROM batches "
             "JOIN users ON users.id = batches.user_id LEFT JOIN images ON images.id = batches.image_id "
@@ -82,104 +85,60 @@ def gather(transaction: Transaction, numbers: list[int]) -> list[Material]:
             ids=sorted({view.batch for view, _, _ in found.values()}),
         )
     }
+    notes = checks.notes_of(transaction, numbers)
     material = []
     for number, (view, choice, canonical_attempt) in found.items():
-        spec, policy, image_digest, platforms, user = batches[view.batch]
         canonical = view.tasks[canonical_attempt] if canonical_attempt is not None else None
         telling = canonical or next((task for task in reversed(view.tasks) if task.host is not None), None)
         in_store = canonical is not None and canonical.output_bytes > 0 and canonical.id not in outputs
+        printed = b"".join(logs[telling.id]) if telling is not None and telling.id in logs else b""
+        words = records.words_of(notes.get(number, []))
         material.append(
             Material(
                 number=number,
                 view=view,
-                record=msgspec.json.format(
-                    msgspec.json.encode(record(view, choice, spec, policy, image_digest, platforms, user)), indent=2
-                )
-                + b"\n",
-                log=b"".join(logs[telling.id]) if telling is not None and telling.id in logs else b"",
+                statement=records.record(view, choice, batches[view.batch], canonical, printed, words),
+                log=printed,
                 output=outputs.get(canonical.id) if canonical is not None else None,
                 canonical=(canonical.id, canonical.output_digest) if canonical is not None and in_store else None,
+                output_bytes=canonical.output_bytes if canonical is not None else 0,
                 uploaded=any(task.output_digest and task.id not in outputs for task in view.tasks),
             )
         )
     return material
 
 
-def record(
-    view: JobView,
-    choice: JobChoice | None,
-    spec: str,
-    policy: str,
-    image_digest: str | None,
-    platforms: str | None,
-    user: str,
-) -> dict[str, Any]:
-    """result.json: enough to know what ran, where, how often, and why its result is believed."""
-    common = msgspec.json.decode(spec, type=Spec)
-    filled = views.fill(common, choice)
-    rules = msgspec.json.decode(policy)
-    canonical = next((task for task in view.tasks if task.validity == "valid" and view.state == "done"), None)
-    return {
-        "job": view.id,
-        "batch": view.batch,
-        "name": view.name,
-        "project": view.project,
-        "submitted_by": user,
-        "state": view.state,
-        "reasons": view.reasons,
-        "exit_code": view.exit_code,
-        "cause": view.cause,
-        "image": {
-            "reference": common.image,
-            "digest": image_digest or "",
-            "manifests": msgspec.json.decode(platforms) if platforms else {},
-        },
-        "command": filled.command,
-        "entrypoint": filled.entrypoint,
-        "environment": filled.environment,
-        "inputs": [{"path": each.path, "digest": each.digest} for each in filled.inputs],
-        "limits": msgspec.to_builtins(filled.limits),
-        "validator": {"name": rules["validator"], "quorum": rules["quorum"]},
-        "results": {
-            "file": "results.tar" if view.has_results else "",
-            "digest": canonical.output_digest if canonical else "",
-            "bytes": canonical.output_bytes if canonical else 0,
-        },
-        "attempts": [
-            {
-                "attempt": task.attempt,
-                "host": task.host,
-                "outcome": task.outcome,
-                "validity": task.validity,
-                "exit_code": task.exit_code,
-                "cause": task.cause,
-                "sent_at": task.sent_at,
-                "received_at": task.received_at,
-                "wall_seconds": task.wall_seconds,
-                "cpu_seconds": task.cpu_seconds,
-                "memory_bytes": task.memory_bytes,
-                "output_digest": task.output_digest,
-            }
-            for task in view.tasks
-            if task.host is not None
-        ],
-        "submitted_at": view.created_at,
-        "decided_at": view.decided_at,
-        "software": f"distributio {distributio.__version__}",
-    }
-
-
-def _write(site: Site, material: list[Material]) -> None:
+def _write(site: Site, material: list[Material]) -> list[Material]:
+    """Write what is handed over; return the jobs it was done for. One whose output is gone keeps nobody else waiting."""
     small: list[tuple[str, bytes]] = []
+    written = []
     for each in material:
         batch, position = each.view.batch, each.view.position
-        if each.canonical is not None:
-            with site.files.open_key(output_key(*each.canonical)) as source:
-                site.files.put(result_key(batch, position, "results.tar"), source)
+        if each.canonical is not None and not _copy(site, each, small):
+            log.error("results are not in the store, the job is not handed over", job=each.view.id)
+            continue
         if each.output is not None and each.view.has_results:
             small.append((result_key(batch, position, "results.tar"), each.output))
         if each.log:
             small.append((result_key(batch, position, "log.txt"), each.log))
         # The record comes last: whoever sees it sees everything.
-        small.append((result_key(batch, position, "result.json"), each.record))
+        small.append((result_key(batch, position, "result.json"), site.signer.sign(each.statement)))
+        written.append(each)
     site.files.put_many(small)
+    return written
+
+
+def _copy(site: Site, each: Material, small: list[tuple[str, bytes]]) -> bool:
+    """Copy an uploaded output to its place, or put it with the other small ones; return whether it was there."""
+    assert each.canonical is not None
+    target = result_key(each.view.batch, each.view.position, "results.tar")
+    try:
+        source = site.files.open_key(output_key(*each.canonical))
+    except FileNotFoundError:
+        return False
+    with source:
+        if each.output_bytes <= INLINE_OUTPUT_BYTES:
+            small.append((target, source.read()))
+        else:
+            site.files.put(target, source)
+    return True

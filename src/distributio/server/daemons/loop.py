@@ -19,8 +19,9 @@ REST_AFTER_ERROR_SECONDS = 2.0
 class Daemon:
     """A thread around a step. On PostgreSQL one process of the site is the leader for each daemon's name."""
 
-    def __init__(self, name: str, step: Step, look_seconds: float) -> None:
+    def __init__(self, name: str, step: Step, look_seconds: float, stop: Callable[[], None] | None = None) -> None:
         self.name = name
+        self._stop = stop  # hurries a step that may be long
         self._step = step
         self._look_seconds = look_seconds
         self._wake = threading.Event()
@@ -39,6 +40,8 @@ class Daemon:
         """Finish the step that runs, then stop."""
         self._closing = True
         self._wake.set()
+        if self._stop is not None:
+            self._stop()
         if self._thread.is_alive():
             self._thread.join()
 
