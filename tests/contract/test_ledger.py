@@ -19,7 +19,7 @@ from distributio.lifecycle.model import JobState, Outcome, TaskState
 from distributio.server.ledger import MOST_NOTICE_BYTES, Notices, announce
 from distributio.server.submissions import Cancel, Change, IdempotencyConflict, QuotaExceeded
 from distributio.server.turns import HostAnswer
-from distributio.store import accounts, jobs
+from distributio.store import accounts, jobs, logs
 from distributio.store.database import Database
 from grid import LARGE, SHAPE, Grid, an_offer, done, ended
 
@@ -123,6 +123,20 @@ def test_one_job_alone_is_cancelled(grid: Grid) -> None:
     batch = grid.submit(2)
     grid.ledger.call(Cancel(batch_id=batch, job_id=grid.jobs_of(batch)[0].id))
     assert states(grid, batch) == ["cancelled", "waiting"]
+
+
+def test_a_log_is_whole_when_the_host_never_heard_that_its_first_piece_came(grid: Grid) -> None:
+    grid.submit(1)
+    task = grid.turn(0, 1).sent[0].task_id
+    with grid.database.begin() as transaction:
+        logs.keep(transaction, [(task, 0, b"start\n")])  # and the answer was lost: the host sends from the start again
+    returned = done(task)
+    returned.log, returned.log_offset = b"start\nend\n", 0
+    grid.turn(0, 0, returned)
+    with grid.database.begin() as transaction:
+        logs.keep(transaction, [(task, 0, b"start\n")])  # late, and shorter than what is there
+        assert logs.read(transaction, task) == b"start\nend\n"
+        assert logs.read_many(transaction, [task, task + 1]) == {task: b"start\nend\n"}
 
 
 def test_progress_and_outputs_are_kept_until_they_are_handed_over(grid: Grid) -> None:

@@ -15,7 +15,7 @@ from distributio.lifecycle.dispatch import Shape
 from distributio.lifecycle.model import Job, JobState, Outcome, Policy, TaskState, Validity, new_job
 from distributio.server.ledger import Ids, Work
 from distributio.server.submissions import Submit, apply_submissions
-from distributio.store import accounts, catalog, jobs, queues, views
+from distributio.store import accounts, catalog, jobs, logs, queues, views
 from distributio.store.database import Database, Transaction
 from distributio.wire.native import HostFacts, JobChoice, Spec
 
@@ -336,12 +336,12 @@ def test_logs_are_read_to_the_first_gap(store: Store) -> None:
     with store.database.begin() as transaction:
         pieces = [(1, 0, b"abc"), (1, 3, b"def"), (1, 5, b"fgh"), (1, 20, b"later")]
         transaction.insert_many("logs", ("task_id", "start", "bytes"), pieces)
-        assert views.log_of(transaction, 1) == b"abcdefgh"
-        assert views.log_of(transaction, 1, 4) == b"efgh"
-        assert views.log_of(transaction, 1, 8) == b""
-        assert views.log_of(transaction, 2) == b""
-        assert views.log_size(transaction, 1) == 25
-        assert views.log_size(transaction, 2) == 0
+        assert logs.read(transaction, 1) == b"abcdefgh"
+        assert logs.read(transaction, 1, 4) == b"efgh"
+        assert logs.read(transaction, 1, 8) == b""
+        assert logs.read(transaction, 2) == b""
+        assert logs.size(transaction, 1) == 25
+        assert logs.size(transaction, 2) == 0
 
 
 # --- accounts, files and images ---------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from distributio.server import assignments, preflight, problems
 from distributio.server.problems import Refused
 from distributio.server.site import Site
 from distributio.server.turns import HostAnswer, HostTurn, Returned, room_for_log
-from distributio.store import views
+from distributio.store import logs
 from distributio.store.accounts import KnownHost
 from distributio.store.database import Transaction
 from distributio.store.files import DigestMismatch, output_key
@@ -329,11 +329,9 @@ def held_task(transaction: Transaction, task_id: int, host_id: int) -> HeldTask 
 
 def append_log(transaction: Transaction, task_id: int, offset: int, data: bytes) -> int:
     """Keep a piece of a running task's log if it continues what the site has; return how much it has then."""
-    held = views.log_size(transaction, task_id)
+    held = logs.size(transaction, task_id)
     piece = room_for_log(held, data) if offset == held else b""
     if not piece:
         return held
-    transaction.insert_many(
-        "logs", ("task_id", "start", "bytes"), [(task_id, held, piece)], "ON CONFLICT (task_id, start) DO NOTHING"
-    )
+    logs.keep(transaction, [(task_id, held, piece)])
     return held + len(piece)

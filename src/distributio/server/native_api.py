@@ -18,7 +18,7 @@ from distributio.server.routes import FAR, Answer, Call, json_response, whole_nu
 from distributio.server.serving import file_response
 from distributio.server.site import Site
 from distributio.server.submissions import Cancel
-from distributio.store import accounts, credit, views
+from distributio.store import accounts, credit, logs, views
 from distributio.store.files import result_key
 from distributio.wire.native import (
     Attach,
@@ -289,7 +289,7 @@ async def job_log(call: Call) -> Response:
     attempt = call.query("attempt")
     task = telling_task(job, attempt)
     if not call.query("follow"):
-        data = await call.site.read(views.log_of, task) if task is not None else b""
+        data = await call.site.read(logs.read, task) if task is not None else b""
         return Response(data, media_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})
     offset, asked_task = call.count("offset", 0, FAR), call.count("task", 0, FAR)
     return _event_stream(_log_events(call.site, job, number, attempt, offset, asked_task))
@@ -314,7 +314,7 @@ async def _log_events(
                 offset = offset if task is None and asked_task in (0, telling) else 0
                 task = telling
             decided = job.state in FINAL
-            if task is not None and (data := await site.read(views.log_of, task, offset)):
+            if task is not None and (data := await site.read(logs.read, task, offset)):
                 text, used = _whole_characters(data, final=decided)
                 if used:
                     offset += used

@@ -16,7 +16,7 @@ from distributio.lifecycle.dispatch import Offer, Shape, Waiting
 from distributio.lifecycle.model import Job, Outcome, Report, TaskState, Validity
 from distributio.server.guests import Guest
 from distributio.server.ledger import Work
-from distributio.store import jobs, queues
+from distributio.store import jobs, logs, queues
 from distributio.store.database import Transaction
 from distributio.wire.native import LOG_BYTES
 
@@ -92,7 +92,7 @@ def _record_reports(work: Work, events: Sequence[HostTurn], answers: list[HostAn
     loaded = jobs.load(work.transaction, work.lanes, (place[0] for place in places.values()))
     after: dict[int, Job] = {}
     outputs: list[tuple[object, ...]] = []
-    lines: list[tuple[object, ...]] = []
+    lines: list[logs.Piece] = []
     done: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     for event, answer in zip(events, answers, strict=True):
         for returned in event.reports:
@@ -116,11 +116,11 @@ def _record_reports(work: Work, events: Sequence[HostTurn], answers: list[HostAn
             counts = done[event.host_id]
             counts[returned.report.outcome is not Outcome.SUCCESS] += 1
     work.transaction.insert_many("outputs", ("task_id", "bytes"), outputs, "ON CONFLICT (task_id) DO NOTHING")
-    add_log(work.transaction, lines)
+    logs.keep(work.transaction, lines)
     work.transaction.add_many(
         "hosts", "id", ("tasks_done", "tasks_failed"), [(good, bad, host) for host, (good, bad) in done.items()]
     )
-    work.notices.logs.update(task for task, _, _ in lines)  # type: ignore[misc]  # first column of the rows above
+    work.notices.logs.update(task for task, _, _ in lines)
     work.save(_decide(loaded, after, work.now))
 
 
@@ -151,11 +151,6 @@ def _is_second_voice(job: Job, attempt: int) -> bool:
         and (task.state is TaskState.IN_PROGRESS or task.outcome is Outcome.SUCCESS)
         for task in job.tasks
     )
-
-
-def add_log(transaction: Transaction, lines: list[tuple[object, ...]]) -> None:
-    """Keep pieces of logs: task, offset, bytes. A piece that came before is not kept twice."""
-    transaction.insert_many("logs", ("task_id", "start", "bytes"), lines, "ON CONFLICT (task_id, start) DO NOTHING")
 
 
 def _call_off(work: Work, events: Sequence[HostTurn], answers: list[HostAnswer]) -> None:

@@ -376,28 +376,3 @@ def totals(transaction: Transaction, since: float) -> dict[str, Any]:
         "hosts_total": int(hosts[0]),
         "hosts_active": int(hosts[1]),
     }
-
-
-def log_of(transaction: Transaction, task_id: int, start: int = 0) -> bytes:
-    """A task's log from an offset on, as far as the site has it without a gap."""
-    pieces = []
-    place = start
-    for begin, data in transaction.rows(
-        "SELECT start, bytes FROM logs WHERE task_id = :task ORDER BY start", task=task_id
-    ):
-        end = begin + len(data)
-        if end <= place:
-            continue
-        if begin > place:
-            break
-        pieces.append(bytes(data[place - begin :]))
-        place = end
-    return b"".join(pieces)
-
-
-def log_size(transaction: Transaction, task_id: int) -> int:
-    """How many bytes of a task's log the site has."""
-    row = transaction.one(
-        "SELECT start, length(bytes) FROM logs WHERE task_id = :task ORDER BY start DESC LIMIT 1", task=task_id
-    )
-    return int(row[0]) + int(row[1]) if row else 0

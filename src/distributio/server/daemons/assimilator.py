@@ -4,8 +4,6 @@ Writing the same files again is harmless, so a killed assimilator starts where i
 released in the transaction that notes the hand-over.
 """
 
-from collections import defaultdict
-
 import msgspec
 import structlog
 
@@ -14,7 +12,7 @@ from distributio.lifecycle.model import Job
 from distributio.server import records
 from distributio.server.site import Site
 from distributio.server.submissions import Change
-from distributio.store import checks, jobs, views
+from distributio.store import checks, jobs, logs, views
 from distributio.store.database import Transaction
 from distributio.store.files import output_key, result_key
 from distributio.wire.native import INLINE_OUTPUT_BYTES, JobView
@@ -71,11 +69,7 @@ def gather(transaction: Transaction, numbers: list[int], site: dict[str, str]) -
         row[0]: bytes(row[1])
         for row in transaction.rows("SELECT task_id, bytes FROM outputs WHERE task_id IN (:ids...)", ids=task_ids)
     }
-    logs: dict[int, list[bytes]] = defaultdict(list)
-    for task, data in transaction.rows(
-        "SELECT task_id, bytes FROM logs WHERE task_id IN (:ids...) ORDER BY task_id, start", ids=task_ids
-    ):
-        logs[task].append(bytes(data))
+    printed_by = logs.read_many(transaction, task_ids)
     batches = {
         row[0]: records.batch_of(row[1], row[2], row[3], row[4], row[5], site)
         for row in transaction.rows(
@@ -91,7 +85,7 @@ def gather(transaction: Transaction, numbers: list[int], site: dict[str, str]) -
         canonical = view.tasks[canonical_attempt] if canonical_attempt is not None else None
         telling = canonical or next((task for task in reversed(view.tasks) if task.host is not None), None)
         in_store = canonical is not None and canonical.output_bytes > 0 and canonical.id not in outputs
-        printed = b"".join(logs[telling.id]) if telling is not None and telling.id in logs else b""
+        printed = printed_by.get(telling.id, b"") if telling is not None else b""
         words = records.words_of(notes.get(number, []))
         material.append(
             Material(

@@ -13,7 +13,7 @@ from distributio.lifecycle.model import JobState, Reason
 from distributio.server import explaining, native_api, submitting
 from distributio.server.pages.rendering import redirect, show
 from distributio.server.routes import ROLES, Call
-from distributio.store import page_views, views
+from distributio.store import logs, page_views, views
 from distributio.wire.native import BatchView, JobView, TaskView
 
 _MOST_FAILED = 500  # failed jobs that are looked at to group them by cause
@@ -142,7 +142,7 @@ async def job(call: Call) -> Response:
     assert whole is not None
     attempt = call.query("attempt")
     task_id = native_api.telling_task(found, attempt)
-    log = await call.site.read(views.log_of, task_id) if task_id is not None else b""
+    log = await call.site.read(logs.read, task_id) if task_id is not None else b""
     hosts = [task.host for task in found.tasks if task.host is not None]
     owner = None if call.caller.is_operator else call.caller.user_id
     return show(
