@@ -110,12 +110,6 @@ class Conversation:
         self._spawn("turn", self._take_turn, turn, opened)
         return 1.0
 
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nothing that was said waits for an answer with reports in it."""
-        with self._lock:
-            return not any(turn.reports for turn in self._open.values())
-
     def _has_reason(self, news: News, now: float) -> bool:
         flying = frozenset[int]().union(*(turn.reports for turn in self._open.values()))
         if any(task not in flying for task in news.reports) and not flying:

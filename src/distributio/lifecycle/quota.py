@@ -1,7 +1,7 @@
 """May a project have more, and whose turn is it: limits, and shares of the site that fade with time."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
 from msgspec import Struct
 
@@ -42,35 +42,6 @@ def check(limits: Mapping[str, int], usage: Mapping[str, int], request: Mapping[
     ]
 
 
-class Share(Struct, frozen=True, kw_only=True):
-    """What a project has used of late: `used` as it was at `used_at`, and what share of the site it is due."""
-
-    project_id: int
-    used: float = 0.0
-    used_at: float = 0.0
-    weight: float = 1.0
-
-
 def decayed(used: float, used_at: float, now: float, half_life_seconds: float = HALF_LIFE_SECONDS) -> float:
     """A past use as it counts now. A clock that went back forgives nothing."""
     return used * math.pow(0.5, max(0.0, now - used_at) / half_life_seconds)
-
-
-def used_more(share: Share, amount: float, now: float, half_life_seconds: float = HALF_LIFE_SECONDS) -> Share:
-    """The share after its project has used so much more."""
-    used = decayed(share.used, share.used_at, now, half_life_seconds) + amount
-    return Share(project_id=share.project_id, used=used, used_at=max(now, share.used_at), weight=share.weight)
-
-
-def share_order(
-    shares: Iterable[Share], now: float, draw: Callable[[], float], half_life_seconds: float = HALF_LIFE_SECONDS
-) -> list[Share]:
-    """Whose turn it is: who had least of late for its weight comes first; `draw` decides between equals, so that no
-    project is always behind another. A project of weight 0 comes when nobody else wants anything."""
-
-    def rank(share: Share) -> tuple[bool, float, float]:
-        idle_only = share.weight <= 0
-        used = decayed(share.used, share.used_at, now, half_life_seconds)
-        return idle_only, used if idle_only else used / share.weight, draw()
-
-    return sorted(shares, key=rank)

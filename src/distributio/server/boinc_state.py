@@ -146,10 +146,6 @@ class BoincState:
             self._clients.clear()
         self._clients[client.host_id] = (time.monotonic() + REMEMBER_SECONDS, client)
 
-    def forget_client(self, host_id: int) -> None:
-        """Something about it changed."""
-        self._clients.pop(host_id, None)
-
     def is_replay(self, client: KnownClient, seqno: int) -> bool:
         """Whether the client has counted further before: then its data folder was copied, or is a backup."""
         return seqno < self._seqnos.get(client.host_id, client.seqno)

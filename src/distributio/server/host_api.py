@@ -292,20 +292,13 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _offer(facts: HostFacts, want: WorkRequest) -> Offer:
-    return Offer(
-        platform=facts.platform,
-        runners=tuple(facts.runners),
-        cpus=facts.cpus,
-        memory_bytes=facts.memory_bytes,
-        disk_bytes=facts.disk_bytes,
-        gpus=facts.gpus,
-        network_allowed=facts.network_allowed,
+    return msgspec.structs.replace(
+        preflight.offer_of(facts),
         free_cpus=want.cpus,
         free_memory_bytes=want.memory_bytes,
         free_disk_bytes=want.disk_bytes,
         free_gpus=want.gpus,
         free_tasks=want.tasks,
-        cpu_model=facts.cpu_model,
     )
 
 

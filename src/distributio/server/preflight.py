@@ -4,7 +4,6 @@ import hashlib
 import re
 
 import msgspec
-from msgspec import Struct
 
 from distributio.lifecycle.dispatch import ALIKE, Offer, Shape, never_fits
 from distributio.lifecycle.model import EXACT, Policy
@@ -20,16 +19,7 @@ _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 _ENVIRONMENT = re.compile(r"^[^=\0]+$")
 RUNNERS = ("container", "fake")
 MOST_COMMAND_BYTES = 128 << 10
-MEMORY_OVERHEAD_BYTES = 0
 MOST_FACTS_BYTES = 32 << 10
-
-
-class Checked(Struct, frozen=True, kw_only=True):
-    """A submission that may go to the ledger."""
-
-    policy: Policy
-    shape: Shape
-    warnings: list[str]
 
 
 def check_words(submission: BatchSubmission, most_jobs: int, validators: Validators) -> int:
@@ -151,7 +141,7 @@ def shape_of(spec: Spec, image: Image | None) -> Shape:
         runner=spec.runner,
         platforms=platforms,
         cpus=spec.limits.cpus,
-        memory_bytes=spec.limits.memory_bytes + MEMORY_OVERHEAD_BYTES,
+        memory_bytes=spec.limits.memory_bytes,
         disk_bytes=spec.limits.disk_bytes,
         gpus=spec.limits.gpus,
         network=spec.network,

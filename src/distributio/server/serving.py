@@ -131,10 +131,6 @@ class Part:
         """Forget the bytes."""
         self.path.unlink(missing_ok=True)
 
-    def age(self) -> float:
-        """When bytes last came."""
-        return os.stat(self.path).st_mtime
-
 
 def _extend(handle: FileIO, held: int, pieces: list[bytes]) -> int:
     """Append to an upload, if it is as long as it was; return its length. Of two requests that bring the same bytes at the

@@ -5,7 +5,6 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
@@ -195,8 +194,3 @@ def _remember(cache: dict[str, Any], key: str, value: Any) -> None:
     if len(cache) > 50_000:
         cache.clear()
     cache[key] = value
-
-
-def data_file(settings: Settings, name: str) -> Path:
-    """A file in the data folder."""
-    return settings.data / name

@@ -52,10 +52,6 @@ class BucketFiles:
         self._scratch = scratch
         scratch.mkdir(parents=True, exist_ok=True)
 
-    def is_local(self) -> bool:
-        """No."""
-        return False
-
     def writer(self) -> Writer:
         """See Files."""
         return _BucketWriter(self, self._scratch)

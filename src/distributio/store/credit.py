@@ -74,9 +74,3 @@ def of_user(transaction: Transaction, user_id: int) -> tuple[int, float, bool]:
 def show_name(transaction: Transaction, user_id: int, shows: bool) -> None:
     """Let the leaderboard show a person's name, or not."""
     transaction.run("UPDATE users SET shows_name = :shows WHERE id = :id", shows=shows, id=user_id)
-
-
-def of_tasks(transaction: Transaction, task_ids: Iterable[int]) -> dict[int, int]:
-    """What these tasks earned."""
-    rows = transaction.rows("SELECT task_id, credit FROM credit_grants WHERE task_id IN (:ids...)", ids=list(task_ids))
-    return {row[0]: int(row[1]) for row in rows}

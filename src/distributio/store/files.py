@@ -101,8 +101,6 @@ class Files(Protocol):
     def keys(self, prefix: str) -> Iterator[tuple[str, float]]:
         """Keys below a prefix with the instants they were last written."""
 
-    def is_local(self) -> bool: ...
-
 
 class Content:
     """The content-addressed part of a store, whatever the store."""
@@ -166,10 +164,6 @@ class LocalFiles:
         self.root = root.absolute()
         self._tmp = self.root / "tmp"
         self._tmp.mkdir(parents=True, exist_ok=True)
-
-    def is_local(self) -> bool:
-        """Yes."""
-        return True
 
     def writer(self) -> Writer:
         """See Files."""

@@ -429,12 +429,6 @@ def to_delete(transaction: Transaction, most: int) -> list[int]:
     return [row[0] for row in rows]
 
 
-def to_check(transaction: Transaction, most: int) -> list[int]:
-    """Jobs whose outputs wait for a validator's code."""
-    rows = transaction.rows("SELECT id FROM jobs WHERE state = 'checking' ORDER BY id LIMIT :most", most=most)
-    return [row[0] for row in rows]
-
-
 def undecided_of(transaction: Transaction, batch_id: int, after: int, most: int) -> list[int]:
     """Undecided jobs of a batch, from a position on."""
     rows = transaction.rows(

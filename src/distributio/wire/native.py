@@ -488,13 +488,6 @@ class Turn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     wait_seconds: Annotated[float, Meta(ge=0, le=60)] = 0.0
 
 
-class Blob(Struct, frozen=True, kw_only=True):
-    """Bytes by content that a host fetches from the site."""
-
-    digest: str
-    size_bytes: int
-
-
 class Assignment(Struct, frozen=True, kw_only=True):
     """What a host is to run. `image_manifest` is the digest of the manifest for its platform, served under
     /v2/{image_name}/manifests/."""
