@@ -190,7 +190,9 @@ class RunningSite:
     def start(self) -> "RunningSite":
         """Start it and wait until it is ready."""
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(self.command(), env=self.environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self.command(), env=self.environment, stdout=log, stderr=log, process_group=0
+            )
         wait_for(self._is_ready, f"the site at {self.url}")
         return self
 
@@ -208,9 +210,9 @@ class RunningSite:
         )
 
     def kill(self) -> None:
-        """As a power cut would."""
+        """As a power cut would: the server with all of its processes."""
         assert self.process is not None
-        self.process.kill()
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self, seconds: float = 15.0) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from databases import Cluster
 from lenders import lending
 from sites import RunningSite, running, wait_for
 
@@ -22,10 +23,14 @@ CODE = (
 )
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[RunningSite]:
-    """A site: one process on SQLite."""
-    yield from running(RunningSite(tmp_path))
+@pytest.fixture(params=("sqlite", "postgresql"))
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningSite]:
+    """A site: one process on SQLite, or two on PostgreSQL."""
+    if request.param == "sqlite":
+        yield from running(RunningSite(tmp_path))
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    yield from running(RunningSite(tmp_path, cluster.create_ready(), processes="2"))
 
 
 @pytest.mark.timeout(900)

@@ -181,13 +181,16 @@ def test_liars_gain_nothing_and_nothing_wrong_is_accepted(either_site: RunningSi
         assert state == "done"
         assert digest == digest_of(results_tar(answer=f"the answer to {asked}".encode())), f"job {batch}.{position}"
 
+    operator.submit(1)  # something waits that they could have been given
     for actor in crowd.actors["liar"] + crowd.actors["pair"]:
+        told = {because.code for because in actor.host.turn(want=1).why_no_work}
         view = operator.get(f"/hosts/{actor.host.id}")
         assert view["credit"] == 0
         assert sum(app["wrong"] for app in view["apps"]) > 0
         assert not any(app["trusted"] for app in view["apps"])
         assert any(app["set_aside"] for app in view["apps"])
         assert "host-set-aside" in {because["code"] for because in view["why_idle"]}
+        assert "host-set-aside" in told | actor.told
     for actor in crowd.actors["honest"]:
         view = operator.get(f"/hosts/{actor.host.id}")
         assert not any(app["wrong"] or app["set_aside"] for app in view["apps"])
